@@ -1,0 +1,1 @@
+"""Engines turn encoded bytes, a box and a flip into pixels."""
