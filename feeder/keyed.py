@@ -1,8 +1,9 @@
 """Counter-based random numbers: every draw is a pure function of a key and a counter.
 
-A key is 64 bits, the blake2b digest of a domain label and integers, so that no two uses share a stream and ``(seed 42, epoch 1)`` has nothing in common with
-``(seed 43, epoch 0)``. A draw is the splitmix64 output function (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014)
-applied to the key and the counter. All arithmetic is on unsigned 64-bit integers modulo 2**64, so the numbers are the same on every machine and NumPy version.
+A key is 64 bits, the blake2b digest of a domain label and integers, so that no two uses share a stream and
+``(seed 42, epoch 1)`` has nothing in common with ``(seed 43, epoch 0)``. A draw is the splitmix64 output function
+(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) applied to the key and the
+counter. All arithmetic is on unsigned 64-bit integers modulo 2**64: the same numbers on every machine and NumPy version.
 """
 
 import hashlib
@@ -24,23 +25,25 @@ _TO_FLOAT = np.uint64(11)  # keeps 53 bits, the precision of a double
 def derive_key(label: str, *parts: int) -> int:
     """Return the 64-bit key of a use of random numbers.
 
-    The digested bytes are the label in UTF-8, a zero byte, then each part as a signed 128-bit little-endian integer; the key is the first 8 bytes of
-    blake2b, little-endian.
+    The digested bytes are the label in UTF-8, a zero byte, then each part as a signed 128-bit little-endian integer; the
+    key is the 8-byte blake2b digest, read as a little-endian integer.
 
     Args:
         label: the domain, such as ``"order.segments"``; distinct uses have distinct labels.
         parts: integers in [-2**127, 2**127), such as seed and epoch.
     """
-    digest = hashlib.blake2b(label.encode() + b"\0" + b"".join(int(p).to_bytes(16, "little", signed=True) for p in parts), digest_size=8)
-    return int.from_bytes(digest.digest(), "little")
+    encoded = b"".join(int(part).to_bytes(16, "little", signed=True) for part in parts)
+    digest = hashlib.blake2b(label.encode() + b"\0" + encoded, digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def draw(keys: int | UInt64Array, counters: Any) -> UInt64Array:
-    """Return the uint64 draw number ``counter`` of the stream ``key``; both broadcast against each other.
+    """Return the uint64 draw number ``counter`` of the stream ``key``; keys and counters broadcast against each other.
 
     A draw may serve as the key of further draws: ``draw(draw(key, ids)[:, None], numbers)``.
     """
-    state = np.asarray(counters).astype(np.uint64) + _ONE
+    counters = np.asarray(counters).astype(np.uint64)
+    state = np.atleast_1d(counters + _ONE)  # arrays wrap silently where NumPy's scalars warn of overflow
     state *= _GOLDEN
     state = state + np.asarray(keys, dtype=np.uint64)
     state ^= state >> _SHIFTS[0]
@@ -48,7 +51,7 @@ def draw(keys: int | UInt64Array, counters: Any) -> UInt64Array:
     state ^= state >> _SHIFTS[1]
     state *= _MIX_2
     state ^= state >> _SHIFTS[2]
-    return state
+    return state if np.ndim(keys) or counters.ndim else state[0]
 
 
 def uniform(keys: int | UInt64Array, counters: Any) -> NDArray[np.float64]:
