@@ -140,7 +140,9 @@ def _bar(total: int | None, label: str, unit: str) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
 
-    start, size_bytes = time.monotonic(), 0
+    console = Console(stderr=True)
+    start, total_bytes = time.monotonic(), 0
+    narrow = console.width < 80  # then the rate of bytes gives way
 
     class Figures(ProgressColumn):
         """Counts, rate and remaining time, taken over the whole run: a steady figure rather than a nervous one."""
@@ -149,21 +151,20 @@ def _bar(total: int | None, label: str, unit: str) -> Iterator[Advance]:
             done, seconds = int(task.completed), task.finished_time or time.monotonic() - start
             of_total = "" if total is None else f"/{total:,}"
             last = format_duration(seconds) if task.finished else _remaining(done, total, seconds)
-            parts = (f"{done:,}{of_total}", _rates(done, size_bytes, seconds, unit), last)
+            parts = (f"{done:,}{of_total}", _rates(done, 0 if narrow else total_bytes, seconds, unit), last)
             return Text("  ".join(part for part in parts if part), no_wrap=True, overflow="ellipsis")
 
+    # The bar takes what the label and about 40 columns of figures leave (55 with bytes).
+    bar = BarColumn(bar_width=max(4, min(40, console.width - len(label) - (40 if narrow else 55))))
+    columns = (TextColumn("{task.description}", markup=False), bar, Figures())
     # Standard output is not redirected: it may be a file, and rich would send its lines to the terminal.
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), Figures())
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, expand=False) as display:
+    with Progress(*columns, console=console, redirect_stdout=False) as display:
         task = display.add_task(label, total=total)
 
         def advance(n: int = 1, *, size_bytes: int = 0) -> None:
-            _add_bytes(size_bytes)
+            nonlocal total_bytes
+            total_bytes += size_bytes
             display.advance(task, n)
-
-        def _add_bytes(more: int) -> None:
-            nonlocal size_bytes
-            size_bytes += more
 
         yield advance
 
