@@ -1,0 +1,400 @@
+"""The order of an epoch: which sample stands at which position, as a pure function.
+
+An `Order` depends on the number of samples in each segment, the seed, the number of lanes, the window and stickiness,
+and on a table of copies if one is given. It never depends on the world size, the batch size, or who asks.
+
+1. The segments are permuted, with key (seed) if sticky, else with key (seed, epoch). Their rows, laid end to end, are cut
+   into L lanes of equal length, the first N mod L one longer. A lane is a list of pieces (segment, first row, rows).
+2. If sticky, the pieces of each lane are permuted with key (seed, epoch, lane): every epoch of a lane reads the same shards.
+3. In a lane of n rows, row i gets the key ``reflect(i + 1/2 + u B)``, u in [-1/2, 1/2) drawn with (seed, epoch, lane, i), B
+   the window in samples, reflected at 0 and n, in units of 2**-16; the lane's order is the stable argsort of these keys.
+   A window that reaches over the whole lane, or ``None``, is a keyed bijection of the lane instead.
+4. Position g of the epoch is position g // L of lane g mod L. A step takes positions [g, g + G), sorts them by lane, and
+   hands rank r its r-th part, so that a rank touches few lanes.
+
+The state of an epoch is one integer, g.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feeder.errors import ConfigError
+from feeder.keyed import derive_key, draw, permute
+
+Int64Array = NDArray[np.int64]
+
+ALGORITHM = 1  # changes when the same settings would give another order; part of every state
+
+_FRACTION_BITS = 16  # window keys are fixed-point numbers: the same on every machine
+_MAX_WINDOW = 1 << 30  # keeps every product below in 63 bits
+_MIN_BLOCK = 4096  # positions computed at a time: amortises NumPy's cost per call
+_CACHED_POSITIONS = 1 << 22  # positions kept in blocks: 64 MiB at most with copies, 32 MiB without
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shuffle:
+    """How an epoch is shuffled; ``shuffle=True`` means all defaults.
+
+    Attributes:
+        window_shards: how far a sample may move in its lane, in mean shards; ``"all"`` for the whole lane; ``"auto"`` for 8
+            where the manifest says that the samples were shuffled when the shards were written, else ``"all"``.
+        sticky_shards: a lane, and so a rank, reads the same shards in every epoch.
+        lanes: streams into which an epoch is dealt. ``"auto"`` takes the largest power of two that is at most 1024, a 64th
+            of the global batch and a 16th of the number of segments, and at least 1.
+    """
+
+    window_shards: int | Literal["all", "auto"] = "auto"
+    sticky_shards: bool = True
+    lanes: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        window, lanes = self.window_shards, self.lanes
+        if window not in ("all", "auto") and not (isinstance(window, int) and window >= 0):
+            raise ConfigError(
+                f"Shuffle.window_shards is {window!r}; it must be 'all', 'auto' or an integer of at least 0"
+            )
+        if lanes != "auto" and not (isinstance(lanes, int) and lanes >= 1):
+            raise ConfigError(f"Shuffle.lanes is {lanes!r}; it must be 'auto' or an integer of at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderSettings:
+    """What, beside the dataset, determines an order; kept in every state.
+
+    Attributes:
+        seed: any integer.
+        shuffle: False for manifest order: one lane, nothing permuted.
+        lanes: number of lanes L, 1 … max(1, N).
+        window: the window B in samples, or None for the whole lane.
+        sticky: whether lanes keep their shards in every epoch.
+        copies_digest: identifies the table of copies, or None.
+    """
+
+    seed: int
+    shuffle: bool
+    lanes: int
+    window: int | None
+    sticky: bool
+    copies_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankBatch:
+    """The part of one step that one rank gets, padded to the same length on all ranks.
+
+    Attributes:
+        ids: int64[B], sample ids; -1 where padded.
+        copies: int64[B], which copy of the sample this is.
+        valid: bool[B], False where padded; padding stands at the end.
+    """
+
+    ids: Int64Array
+    copies: Int64Array
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """One lane of one epoch: pieces of segments, laid end to end."""
+
+    segments: Int64Array  # [P], the segment of each piece
+    first_rows: Int64Array  # [P], the first row of its segment
+    starts: Int64Array  # [P + 1], where the piece starts in the lane
+
+
+class Order:
+    """The order of a dataset's samples in every epoch.
+
+    Methods are pure, safe from many threads, and the object pickles.
+
+    Args:
+        segment_samples: int64[S], the number of samples of each segment, in manifest order.
+        settings: see `OrderSettings`.
+        copies: unsigned integers[N], how often each sample occurs in an epoch (0 leaves it out), or None for once each.
+
+    Raises:
+        ConfigError: more lanes than positions, a window that is negative or beyond 2**30 samples, a table of copies that
+            does not fit.
+    """
+
+    def __init__(
+        self, segment_samples: Int64Array, settings: OrderSettings, copies: NDArray[Any] | None = None
+    ) -> None:
+        self.settings = settings
+        self._segment_samples = np.asarray(segment_samples, dtype=np.int64)
+        self._first_ids = np.concatenate(([0], np.cumsum(self._segment_samples)))
+        self._copies = copies
+        self._rows = self._segment_samples if copies is None else _rows_with_copies(self._first_ids, copies)
+        self.num_positions = int(self._rows.sum())
+        lanes, window = settings.lanes, settings.window
+        if not 1 <= lanes <= max(1, self.num_positions):
+            raise ConfigError(
+                f"the order has {lanes} lanes and {self.num_positions} samples an epoch; lanes must be from 1 to the number"
+                " of samples: lower Shuffle(lanes=)"
+            )
+        if window is not None and not 0 <= window <= _MAX_WINDOW:
+            raise ConfigError(
+                f"the window is {window} samples; it must be from 0 to {_MAX_WINDOW}: write Shuffle(window_shards='all')"
+            )
+        if settings.copies_digest != (None if copies is None else digest_copies(copies)):
+            raise ConfigError("the table of copies is not the one whose digest stands in the order's settings")
+        longest = -(-self.num_positions // lanes)
+        self._window = None if window is None or window >= longest else window
+        self._block_size = max(_MIN_BLOCK, 1 << (self._window or 0).bit_length())
+        self._segment_order = lru_cache(maxsize=2)(self._compute_segment_order)
+        self._lane = lru_cache(maxsize=4096)(self._compute_lane)
+        self._block = lru_cache(maxsize=max(8, _CACHED_POSITIONS // self._block_size))(self._compute_block)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Order, (self._segment_samples, self.settings, self._copies)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings and the algorithm's version, as JSON values: equal fingerprints give equal orders of one dataset."""
+        settings = self.settings
+        return {
+            "algorithm": ALGORITHM,
+            "seed": settings.seed,
+            "shuffle": settings.shuffle,
+            "lanes": settings.lanes,
+            "window": settings.window,
+            "sticky": settings.sticky,
+            "copies": settings.copies_digest,
+        }
+
+    def lane_length(self, lane: int) -> int:
+        """Return the number of positions in a lane."""
+        return (self.num_positions - lane + self.settings.lanes - 1) // self.settings.lanes
+
+    def steps(self, global_batch: int, position: int = 0) -> int:
+        """Return how many steps of G samples follow a position; in training (shuffled), only whole ones."""
+        left = max(0, self.num_positions - position)
+        return left // global_batch if self.settings.shuffle else -(-left // global_batch)
+
+    def rank_batch(self, epoch: int, position: int, global_batch: int, rank: int, world_size: int) -> RankBatch:
+        """Return rank's part of the step that starts at a position.
+
+        Args:
+            epoch: from 0.
+            position: g, the first position of the step, from 0.
+            global_batch: G, positions in the step; the epoch's end cuts it.
+            rank, world_size: r and R; ranks get floor(G / R) or ceil(G / R) samples, padded to ceil(G / R).
+        """
+        length = -(-global_batch // world_size)
+        taken = max(0, min(global_batch, self.num_positions - position))
+        share, longer = divmod(taken, world_size)
+        first = rank * share + min(rank, longer)
+        found = [
+            self._lane_range(epoch, *part) for part in self._lane_parts(position, taken, first, share + (rank < longer))
+        ]
+        count = share + (rank < longer)
+        ids = np.full(length, -1, dtype=np.int64)
+        copies = np.zeros(length, dtype=np.int64)
+        if found:
+            ids[:count] = np.concatenate([lane_ids for lane_ids, _ in found])
+            copies[:count] = np.concatenate([lane_copies for _, lane_copies in found])
+        return RankBatch(ids=ids, copies=copies, valid=np.arange(length) < count)
+
+    def _lane_parts(self, position: int, taken: int, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (lane, t0, t1) of samples [first, first + count) among positions [position, position + taken) sorted by lane."""
+        lanes = self.settings.lanes
+        lane = np.arange(lanes, dtype=np.int64)
+        begin = (position - lane + lanes - 1) // lanes
+        end = (position + taken - lane + lanes - 1) // lanes
+        ends = np.cumsum(end - begin)
+        at = int(np.searchsorted(ends, first, side="right"))
+        while count > 0:
+            skipped = first - (int(ends[at]) - int(end[at] - begin[at]))
+            t0 = int(begin[at]) + skipped
+            t1 = min(int(end[at]), t0 + count)
+            yield at, t0, t1
+            first, count, at = first + t1 - t0, count - (t1 - t0), at + 1
+
+    def _lane_range(self, epoch: int, lane: int, t0: int, t1: int) -> tuple[Int64Array, Int64Array]:
+        """Return ids and copies at positions [t0, t1) of a lane."""
+        size = self._block_size
+        parts = []
+        for block in range(t0 // size, -(-t1 // size)):
+            ids, copies = self._block(epoch, lane, block)
+            inside = slice(max(0, t0 - block * size), t1 - block * size)
+            parts.append((ids[inside], np.zeros(len(ids[inside]), np.int64) if copies is None else copies[inside]))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([copies for _, copies in parts])
+
+    def _compute_block(self, epoch: int, lane: int, block: int) -> tuple[Int64Array, Int64Array | None]:
+        """Return ids and copies of one block of a lane's positions."""
+        length = self.lane_length(lane)
+        t0 = block * self._block_size
+        t1 = min(length, t0 + self._block_size)
+        seed = self.settings.seed
+        if not self.settings.shuffle:
+            rows = np.arange(t0, t1, dtype=np.int64)
+        elif self._window is None:
+            rows = permute(derive_key("order.lane", seed, epoch, lane), length, np.arange(t0, t1))
+        else:
+            rows = _window_order(derive_key("order.window", seed, epoch, lane), length, self._window, t0, t1)
+        pieces = self._lane(epoch, lane)
+        piece = np.searchsorted(pieces.starts, rows, side="right") - 1
+        segments = pieces.segments[piece]
+        segment_rows = rows - pieces.starts[piece] + pieces.first_rows[piece]
+        if self._copies is None:
+            return self._first_ids[segments] + segment_rows, None
+        return self._resolve_copies(segments, segment_rows, self._copies)
+
+    def _resolve_copies(
+        self, segments: Int64Array, segment_rows: Int64Array, table: NDArray[Any]
+    ) -> tuple[Int64Array, Int64Array]:
+        """Turn rows of segments in which samples occur several times into ids and copy numbers."""
+        ids, copies = np.empty_like(segments), np.empty_like(segments)
+        by_segment = np.argsort(segments, kind="stable")
+        bounds = np.flatnonzero(np.diff(segments[by_segment], prepend=-1, append=-1))
+        for start, stop in itertools.pairwise(bounds):
+            chosen = by_segment[start:stop]
+            first, last = self._first_ids[segments[chosen[0]] : segments[chosen[0]] + 2]
+            ends = np.cumsum(table[first:last], dtype=np.int64)
+            sample = np.searchsorted(ends, segment_rows[chosen], side="right")
+            ids[chosen] = first + sample
+            copies[chosen] = segment_rows[chosen] - (ends[sample] - table[first:last][sample])
+        return ids, copies
+
+    def _compute_segment_order(self, epoch: int) -> tuple[Int64Array, Int64Array]:
+        """Return the segments that have rows, permuted, and where each starts in the stream, [S'] and [S' + 1]."""
+        segments = np.flatnonzero(self._rows)
+        if self.settings.shuffle:
+            seed = self.settings.seed
+            key = (
+                derive_key("order.segments", seed)
+                if self.settings.sticky
+                else derive_key("order.segments", seed, epoch)
+            )
+            segments = segments[np.argsort(draw(key, segments), kind="stable")]
+        return segments, np.concatenate(([0], np.cumsum(self._rows[segments])))
+
+    def _compute_lane(self, epoch: int, lane: int) -> _Lane:
+        """Cut a lane out of the stream of segments, and permute its pieces if sticky."""
+        sticky = self.settings.sticky
+        segments, starts = self._segment_order(0 if sticky else epoch)
+        share, longer = divmod(self.num_positions, self.settings.lanes)
+        begin = lane * share + min(lane, longer)
+        end = begin + share + (lane < longer)
+        first = int(np.searchsorted(starts, begin, side="right")) - 1
+        last = int(np.searchsorted(starts, end, side="left"))
+        segments = segments[first:last]
+        first_rows = np.maximum(begin - starts[first:last], 0)
+        rows = np.minimum(starts[first + 1 : last + 1], end) - starts[first:last] - first_rows
+        if sticky and self.settings.shuffle:
+            key = derive_key("order.pieces", self.settings.seed, epoch, lane)
+            order = np.argsort(draw(key, np.arange(len(segments))), kind="stable")
+            segments, first_rows, rows = segments[order], first_rows[order], rows[order]
+        return _Lane(segments, first_rows, np.concatenate(([0], np.cumsum(rows))))
+
+
+def _window_order(key: int, length: int, window: int, t0: int, t1: int) -> Int64Array:
+    """Return the rows at positions [t0, t1) of a lane of ``length`` rows, shuffled within a window.
+
+    The row at position p has a key within window / 2 + 1 of p, and a row's key lies within window / 2 + 1/2 of the row: so
+    only rows [first, last) below can have keys in [low, high), and every row before ``first`` has a key below ``low``.
+    """
+    first, last = max(0, t0 - window - 4), min(length, t1 + window + 4)
+    rows = np.arange(first, last, dtype=np.int64)
+    keys = _window_keys(key, length, window, rows)
+    low = (t0 - window // 2 - 2) << _FRACTION_BITS
+    high = (t1 + window // 2 + 3) << _FRACTION_BITS
+    near = (keys >= low) & (keys < high)
+    before = first + int(np.count_nonzero(keys < low))
+    rows, keys = rows[near], keys[near]
+    order = _stable_argsort(keys - low, high - low)
+    return rows[order[t0 - before : t1 - before]]
+
+
+def _window_keys(key: int, length: int, window: int, rows: Int64Array) -> Int64Array:
+    """Return the fixed-point sort keys of rows of a lane."""
+    shift = np.int64(_FRACTION_BITS)
+    fraction = (draw(key, rows) >> np.uint64(32)).astype(np.int64)  # u + 1/2, in units of 2**-32
+    offset = ((fraction * window) >> np.int64(32 - _FRACTION_BITS)) - (window << (_FRACTION_BITS - 1))
+    keys = (rows << shift) + (1 << (_FRACTION_BITS - 1)) + offset
+    end = length << _FRACTION_BITS
+    keys = np.where(keys < 0, -1 - keys, keys)
+    return np.where(keys >= end, 2 * end - 1 - keys, keys)
+
+
+def _stable_argsort(keys: Int64Array, limit: int) -> Int64Array:
+    """Return the stable argsort of keys in [0, limit).
+
+    Key and index packed into one integer are distinct, so NumPy's vectorised sort of plain integers gives the same result
+    several times as fast; where they do not fit into 63 bits, the stable sort does it.
+    """
+    index_bits = len(keys).bit_length()
+    if limit.bit_length() + index_bits > 63:
+        return np.argsort(keys, kind="stable")
+    packed = (keys << np.int64(index_bits)) | np.arange(len(keys), dtype=np.int64)
+    packed.sort()
+    return packed & np.int64((1 << index_bits) - 1)
+
+
+def _rows_with_copies(first_ids: Int64Array, copies: NDArray[Any]) -> Int64Array:
+    """Return the rows of each segment when samples occur ``copies`` times."""
+    if copies.dtype.kind != "u" or copies.shape != (int(first_ids[-1]),):
+        raise ConfigError(
+            f"the table of copies is {copies.dtype}{list(copies.shape)}; expected unsigned integers of shape"
+            f" [{int(first_ids[-1])}], one for each sample"
+        )
+    rows = np.zeros(len(first_ids) - 1, dtype=np.int64)
+    occupied = np.flatnonzero(np.diff(first_ids))  # reduceat gives nonsense for empty segments
+    if occupied.size:
+        rows[occupied] = np.add.reduceat(copies, first_ids[occupied], dtype=np.int64)
+    return rows
+
+
+def digest_copies(copies: NDArray[Any]) -> str:
+    """Return the hexadecimal digest that identifies a table of copies, whatever its unsigned type."""
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(copies), 1 << 20):
+        digest.update(copies[start : start + (1 << 20)].astype("<u4").tobytes())
+    return digest.hexdigest()
+
+
+def resolve_settings(
+    shuffle: Shuffle | bool,
+    *,
+    seed: int,
+    segment_samples: Int64Array,
+    shuffled_when_written: bool,
+    global_batch: int,
+    copies: NDArray[Any] | None = None,
+) -> OrderSettings:
+    """Turn a user's ``shuffle=`` into the settings of an order, filling in what was left to "auto".
+
+    Args:
+        shuffle: True, False or a `Shuffle`.
+        seed: any integer.
+        segment_samples: int64[S].
+        shuffled_when_written: whether the manifest says so; it decides the default window.
+        global_batch: G, which bounds the default number of lanes.
+        copies: see `Order`.
+    """
+    digest = None if copies is None else digest_copies(copies)
+    if shuffle is False:
+        return OrderSettings(seed=seed, shuffle=False, lanes=1, window=0, sticky=False, copies_digest=digest)
+    chosen = Shuffle() if shuffle is True else shuffle
+    segments = int(np.count_nonzero(segment_samples))
+    samples = int(np.sum(segment_samples)) if copies is None else int(np.sum(copies, dtype=np.int64))
+    window_shards = chosen.window_shards
+    if window_shards == "auto":
+        window_shards = 8 if shuffled_when_written else "all"
+    window = None if window_shards == "all" else window_shards * samples // max(1, segments)
+    lanes = chosen.lanes
+    if lanes == "auto":
+        most = max(1, min(1024, global_batch // 64, segments // 16, samples))
+        lanes = 1 << (most.bit_length() - 1)
+    return OrderSettings(
+        seed=seed, shuffle=True, lanes=lanes, window=window, sticky=chosen.sticky_shards, copies_digest=digest
+    )
