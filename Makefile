@@ -1,0 +1,36 @@
+# make demo    the whole way once: photos, shards, seeded batches, a proven resume   (PHOTOS=DIR takes your own)
+# make test    the test suite                     make check   format, lint, types, arrows, then the test suite
+# make bench   the benchmarks                     make setup   only the set-up, which the others do by themselves
+# make clean   removes what these made, .venv included
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint check bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh "$(READY)"
+
+demo: $(READY)
+	$(BIN)/feeder demo $(if $(PHOTOS),--photos "$(PHOTOS)")
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+check: lint test
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
