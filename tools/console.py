@@ -1,7 +1,7 @@
 """What commands show: progress and warnings on standard error, results on standard output.
 
-On a terminal progress is a bar (rich, imported on use, which honours NO_COLOR); elsewhere it is plain lines, at most one
-every five seconds and a last one, so that logs stay short. Results are plain text in both cases.
+On a terminal progress is a bar (rich, imported on use, which honours NO_COLOR); elsewhere it is plain lines, at most
+one every five seconds and a last one, so that logs stay short. Results are plain text in both cases.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 LINE_INTERVAL_S = 5.0  # plain progress lines: rare enough for a log, often enough to see that work goes on
 
@@ -49,14 +49,8 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Stand in for warnings.showwarning: the place in the code is of no use to who runs a command."""
     warn(str(message))
 
 
@@ -190,7 +184,7 @@ def print_figures(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows under headers on standard output; columns in which every value is a number are aligned to the right."""
+    """Print rows under headers on standard output; columns of numbers are aligned to the right."""
     listed = [list(row) for row in rows]
     numeric = [all(isinstance(row[c], (int, float)) for row in listed) and bool(listed) for c in range(len(headers))]
     texts = [list(headers), *([_cell(value) for value in row] for row in listed)]

@@ -1,7 +1,7 @@
 """The ``feeder`` command: finds the subcommand, and turns errors into one sentence and an exit code.
 
-A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; it is imported only when it is called, so that
-``feeder --help`` loads neither torch nor pyarrow. Exit codes:
+A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; it is imported only when it is called, so
+that ``feeder --help`` loads neither torch nor pyarrow. Exit codes:
 
 ====  =========================================================================================================
 0     done
@@ -52,6 +52,10 @@ class _Terminated(BaseException):
 class _Parser(argparse.ArgumentParser):
     """argparse, with one line for an error in place of the usage text."""
 
+    def options(self) -> list[str]:
+        """Return the spellings of all options."""
+        return [option for action in self._actions for option in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"feeder: {console.printable(message)} (see '{self.prog} --help')\n")
 
@@ -101,8 +105,8 @@ def _run(arguments: list[str]) -> int:
         return USAGE
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
-        options = [option for action in chosen._actions for option in action.option_strings]
-        chosen.error(f"unrecognized argument {unknown[0]!r}{_suggestion(unknown[0].partition('=')[0], options)}")
+        near = _suggestion(unknown[0].partition("=")[0], chosen.options())
+        chosen.error(f"unrecognized argument {unknown[0]!r}{near}")
     module = import_module(COMMANDS[args.command][0])
     with console.session(quiet=args.quiet):
         return int(module.run(args))
@@ -180,7 +184,7 @@ def _sigterm_unwinds() -> Iterator[None]:
         return
     owner = os.getpid()
 
-    def on_sigterm(number: int, frame: object) -> None:
+    def on_sigterm(*_: object) -> None:
         if os.getpid() == owner:
             raise _Terminated
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
