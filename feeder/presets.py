@@ -1,0 +1,63 @@
+"""Transforms that the field uses under one name, and their spelling for commands."""
+
+from feeder.augment import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize, Transform
+from feeder.errors import ConfigError
+from feeder.windows import Interpolation
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B in ImageNet's training set, where 1.0 is white
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_RESIZE_PER_CROP = 256 / 224  # the evaluation of AlexNet and ResNet: shorter side 256, centre 224
+
+
+def imagenet_train(
+    size: int = 224, *, interpolation: Interpolation = "bilinear", normalize: bool = False
+) -> tuple[Transform, ...]:
+    """Return the usual training transforms: a random resized crop and a flip.
+
+    Args:
+        size: side of the output in pixels.
+        interpolation: the filter.
+        normalize: whether to end with ImageNet's mean and standard deviation; batches are uint8 without it.
+    """
+    return RandomResizedCrop(size, interpolation=interpolation), RandomHorizontalFlip(), *_normalize(normalize)
+
+
+def imagenet_eval(
+    size: int = 224, *, resize: int | None = None, interpolation: Interpolation = "bilinear", normalize: bool = False
+) -> tuple[Transform, ...]:
+    """Return the usual evaluation transforms: resize the shorter side, cut the centre.
+
+    Args:
+        size: side of the output in pixels.
+        resize: length of the shorter side before the crop; ``size`` × 256 / 224 by default.
+        interpolation: the filter.
+        normalize: whether to end with ImageNet's mean and standard deviation; batches are uint8 without it.
+    """
+    shorter = round(size * _RESIZE_PER_CROP) if resize is None else resize
+    return Resize(shorter, interpolation=interpolation), CenterCrop(size), *_normalize(normalize)
+
+
+def _normalize(wanted: bool) -> tuple[Transform, ...]:
+    return (Normalize(IMAGENET_MEAN, IMAGENET_STD),) if wanted else ()
+
+
+_PRESETS = {"imagenet-train": imagenet_train, "imagenet-eval": imagenet_eval}
+
+
+def parse(text: str) -> tuple[Transform, ...]:
+    """Return the transforms that a command spells as ``NAME[:SIZE[:INTERPOLATION]]``, such as ``imagenet-train:224:bicubic``.
+
+    Raises:
+        ConfigError: an unknown name, or a size or filter that cannot be.
+    """
+    name, *options = text.split(":")
+    if name not in _PRESETS or len(options) > 2:
+        known = " and ".join(_PRESETS)
+        raise ConfigError(f"transform {text!r} is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is {known}")
+    preset = _PRESETS[name]
+    if not options:
+        return preset()
+    if not options[0].isdecimal():
+        raise ConfigError(f"transform {text!r} has the size {options[0]!r}; write a number of pixels, as in {name}:224")
+    size = int(options[0])
+    return preset(size, interpolation=options[1]) if len(options) == 2 else preset(size)  # type: ignore[arg-type]
