@@ -1,6 +1,7 @@
 """shardfeed: the data pipeline that keeps GPUs fed with images.
 
-The names below are the public ones; each is imported on first use (PEP 562), so that ``import feeder.shards`` stays light.
+The names below are the public ones; each is imported on first use (PEP 562), so that ``import feeder.shards`` stays
+light.
 """
 
 from importlib import import_module

@@ -3,7 +3,8 @@
 A key is 64 bits, the blake2b digest of a domain label and integers, so that no two uses share a stream and
 ``(seed 42, epoch 1)`` has nothing in common with ``(seed 43, epoch 0)``. A draw is the splitmix64 output function
 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) applied to the key and the
-counter. All arithmetic is on unsigned 64-bit integers modulo 2**64: the same numbers on every machine and NumPy version.
+counter. All arithmetic is on unsigned 64-bit integers modulo 2**64: the same numbers on every machine and NumPy
+version.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ _TO_FLOAT = np.uint64(11)  # keeps 53 bits, the precision of a double
 def derive_key(label: str, *parts: int) -> int:
     """Return the 64-bit key of a use of random numbers.
 
-    The digested bytes are the label in UTF-8, a zero byte, then each part as a signed 128-bit little-endian integer; the
-    key is the 8-byte blake2b digest, read as a little-endian integer.
+    The digested bytes are the label in UTF-8, a zero byte, then each part as a signed 128-bit little-endian integer;
+    the key is the 8-byte blake2b digest, read as a little-endian integer.
 
     Args:
         label: the domain, such as ``"order.segments"``; distinct uses have distinct labels.

@@ -3,14 +3,16 @@
 An `Order` depends on the number of samples in each segment, the seed, the number of lanes, the window and stickiness,
 and on a table of copies if one is given. It never depends on the world size, the batch size, or who asks.
 
-1. The segments are permuted, with key (seed) if sticky, else with key (seed, epoch). Their rows, laid end to end, are cut
-   into L lanes of equal length, the first N mod L one longer. A lane is a list of pieces (segment, first row, rows).
-2. If sticky, the pieces of each lane are permuted with key (seed, epoch, lane): every epoch of a lane reads the same shards.
-3. In a lane of n rows, row i gets the key ``reflect(i + 1/2 + u B)``, u in [-1/2, 1/2) drawn with (seed, epoch, lane, i), B
-   the window in samples, reflected at 0 and n, in units of 2**-16; the lane's order is the stable argsort of these keys.
-   A window that reaches over the whole lane, or ``None``, is a keyed bijection of the lane instead.
-4. Position g of the epoch is position g // L of lane g mod L. A step takes positions [g, g + G), sorts them by lane, and
-   hands rank r its r-th part, so that a rank touches few lanes.
+1. The segments are permuted, with key (seed) if sticky, else with key (seed, epoch). Their rows, laid end to end, are
+   cut into L lanes of equal length, the first N mod L one longer. A lane is a list of pieces (segment, first row,
+   rows).
+2. If sticky, the pieces of each lane are permuted with key (seed, epoch, lane): every epoch of a lane reads the same
+   shards.
+3. In a lane of n rows, row i gets the key ``reflect(i + 1/2 + u B)``, u in [-1/2, 1/2) drawn with (seed, epoch, lane,
+   i), B the window in samples, reflected at 0 and n, in units of 2**-16; the lane's order is the stable argsort of
+   these keys. A window that reaches over the whole lane, or ``None``, is a keyed bijection of the lane instead.
+4. Position g of the epoch is position g // L of lane g mod L. A step takes positions [g, g + G), sorts them by lane,
+   and hands rank r its r-th part, so that a rank touches few lanes.
 
 The state of an epoch is one integer, g.
 """
@@ -43,11 +45,11 @@ class Shuffle:
     """How an epoch is shuffled; ``shuffle=True`` means all defaults.
 
     Attributes:
-        window_shards: how far a sample may move in its lane, in mean shards; ``"all"`` for the whole lane; ``"auto"`` for 8
-            where the manifest says that the samples were shuffled when the shards were written, else ``"all"``.
+        window_shards: how far a sample may move in its lane, in mean shards; ``"all"`` for the whole lane; ``"auto"``
+            for 8 where the manifest says that the samples were shuffled when the shards were written, else ``"all"``.
         sticky_shards: a lane, and so a rank, reads the same shards in every epoch.
-        lanes: streams into which an epoch is dealt. ``"auto"`` takes the largest power of two that is at most 1024, a 64th
-            of the global batch and a 16th of the number of segments, and at least 1.
+        lanes: streams into which an epoch is dealt. ``"auto"`` takes the largest power of two that is at most 1024, a
+            64th of the global batch and a 16th of the number of segments, and at least 1.
     """
 
     window_shards: int | Literal["all", "auto"] = "auto"
@@ -83,6 +85,18 @@ class OrderSettings:
     window: int | None
     sticky: bool
     copies_digest: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings and the algorithm's version as JSON values; equal ones give equal orders."""
+        return {
+            "algorithm": ALGORITHM,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "lanes": self.lanes,
+            "window": self.window,
+            "sticky": self.sticky,
+            "copies": self.copies_digest,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +134,8 @@ class Order:
         copies: unsigned integers[N], how often each sample occurs in an epoch (0 leaves it out), or None for once each.
 
     Raises:
-        ConfigError: more lanes than positions, a window that is negative or beyond 2**30 samples, a table of copies that
-            does not fit.
+        ConfigError: more lanes than positions, a window that is negative or beyond 2**30 samples, a table of copies
+            that does not fit.
     """
 
     def __init__(
@@ -136,12 +150,13 @@ class Order:
         lanes, window = settings.lanes, settings.window
         if not 1 <= lanes <= max(1, self.num_positions):
             raise ConfigError(
-                f"the order has {lanes} lanes and {self.num_positions} samples an epoch; lanes must be from 1 to the number"
-                " of samples: lower Shuffle(lanes=)"
+                f"the order has {lanes} lanes and {self.num_positions} samples an epoch; lanes must be from 1 to the"
+                " number of samples: lower Shuffle(lanes=)"
             )
         if window is not None and not 0 <= window <= _MAX_WINDOW:
             raise ConfigError(
-                f"the window is {window} samples; it must be from 0 to {_MAX_WINDOW}: write Shuffle(window_shards='all')"
+                f"the window is {window} samples; it must be from 0 to {_MAX_WINDOW}:"
+                " write Shuffle(window_shards='all')"
             )
         if settings.copies_digest != (None if copies is None else digest_copies(copies)):
             raise ConfigError("the table of copies is not the one whose digest stands in the order's settings")
@@ -154,20 +169,6 @@ class Order:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Order, (self._segment_samples, self.settings, self._copies)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """The settings and the algorithm's version, as JSON values: equal fingerprints give equal orders of one dataset."""
-        settings = self.settings
-        return {
-            "algorithm": ALGORITHM,
-            "seed": settings.seed,
-            "shuffle": settings.shuffle,
-            "lanes": settings.lanes,
-            "window": settings.window,
-            "sticky": settings.sticky,
-            "copies": settings.copies_digest,
-        }
 
     def lane_length(self, lane: int) -> int:
         """Return the number of positions in a lane."""
@@ -202,8 +203,17 @@ class Order:
             copies[:count] = np.concatenate([lane_copies for _, lane_copies in found])
         return RankBatch(ids=ids, copies=copies, valid=np.arange(length) < count)
 
+    def stand_in(self, sample_id: int, number: int) -> tuple[int, int]:
+        """Return (id, copy) of the row of a sample's own segment that a 64-bit number picks."""
+        segment = int(np.searchsorted(self._first_ids, sample_id, side="right")) - 1
+        row = np.array([number % int(self._rows[segment])])
+        if self._copies is None:
+            return int(self._first_ids[segment] + row[0]), 0
+        ids, copies = self._resolve_copies(np.array([segment]), row, self._copies)
+        return int(ids[0]), int(copies[0])
+
     def _lane_parts(self, position: int, taken: int, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (lane, t0, t1) of samples [first, first + count) among positions [position, position + taken) sorted by lane."""
+        """Yield (lane, t0, t1) of ``count`` samples from the ``first`` of a step's positions, sorted by lane."""
         lanes = self.settings.lanes
         lane = np.arange(lanes, dtype=np.int64)
         begin = (position - lane + lanes - 1) // lanes
@@ -300,8 +310,9 @@ class Order:
 def _window_order(key: int, length: int, window: int, t0: int, t1: int) -> Int64Array:
     """Return the rows at positions [t0, t1) of a lane of ``length`` rows, shuffled within a window.
 
-    The row at position p has a key within window / 2 + 1 of p, and a row's key lies within window / 2 + 1/2 of the row: so
-    only rows [first, last) below can have keys in [low, high), and every row before ``first`` has a key below ``low``.
+    The row at position p has a key within window / 2 + 1 of p, and a row's key lies within window / 2 + 1/2 of the
+    row: so only rows [first, last) below can have keys in [low, high), and every row before ``first`` has a key below
+    ``low``.
     """
     first, last = max(0, t0 - window - 4), min(length, t1 + window + 4)
     rows = np.arange(first, last, dtype=np.int64)
@@ -329,8 +340,8 @@ def _window_keys(key: int, length: int, window: int, rows: Int64Array) -> Int64A
 def _stable_argsort(keys: Int64Array, limit: int) -> Int64Array:
     """Return the stable argsort of keys in [0, limit).
 
-    Key and index packed into one integer are distinct, so NumPy's vectorised sort of plain integers gives the same result
-    several times as fast; where they do not fit into 63 bits, the stable sort does it.
+    Key and index packed into one integer are distinct, so NumPy's vectorised sort of plain integers gives the same
+    result several times as fast; where they do not fit into 63 bits, the stable sort does it.
     """
     index_bits = len(keys).bit_length()
     if limit.bit_length() + index_bits > 63:
