@@ -5,6 +5,7 @@
     FeederError
     └── ShardsError
         ├── SourceError (ValueError)      the input of a build cannot be used
+        │   └── BadImageError             one image cannot be used; it names its cause
         ├── DestinationError (ValueError) the output of a build cannot be used
         ├── ManifestError (ValueError)    missing, cut, of a future version, or contradicting itself
         ├── ShardError (ValueError)       a shard or its index is missing, cut, altered, or of another dataset
@@ -20,6 +21,23 @@ class ShardsError(FeederError):
 
 class SourceError(ShardsError, ValueError):
     """The input of a build cannot be used."""
+
+
+class BadImageError(SourceError):
+    """One image cannot be used.
+
+    Attributes:
+        cause: one of `feeder.shards.images.CAUSES`, what tables of bad images count by.
+        reason: one clause that says what was got and what was expected.
+    """
+
+    def __init__(self, cause: str, reason: str) -> None:
+        super().__init__(cause, reason)  # both, so that the error survives a pickle between processes
+        self.cause = cause
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class DestinationError(ShardsError, ValueError):

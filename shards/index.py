@@ -1,0 +1,186 @@
+"""The index of a shard: where each sample's bytes lie and what is known about them, so that readers never walk tar headers.
+
+It is an Arrow IPC file of one record batch beside the shard, ``shard-000000.idx.arrow`` for ``shard-000000.tar``:
+
+==================  ==========  ==============================================================================
+column              type        content
+==================  ==========  ==============================================================================
+``key``             string      the sample's key
+``source``          string      where it came from: the path in the source folder
+``F.offset``        int64       of each field F (``image``, ``label``, …) stored as bytes: where they start in the shard
+``F.size``          int64       … how many there are
+``F.crc32c``        uint32      … their CRC-32C (Castagnoli; RFC 3720, appendix B.4)
+``F.width``         int32       of each image field: pixels, as stored
+``F.height``        int32
+``F.format``        uint8       its position in `feeder.shards.images.FORMATS`
+``label``           int64       scalar fields: their value
+==================  ==========  ==============================================================================
+
+The schema's metadata name the version, the shard and the shard's digest, so that the index of another shard is recognised.
+"""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from feeder.shards.errors import ShardError
+from feeder.shards.images import FORMATS
+
+VERSION = "1"
+
+_CASTS = {"int64": "q", "uint32": "I", "int32": "i", "uint8": "B"}
+
+
+def index_name(shard: str) -> str:
+    """Return the name of a shard's index: its own extension replaced by ``.idx.arrow``."""
+    return shard.rsplit(".", 1)[0] + ".idx.arrow"
+
+
+def image_columns(field: str) -> dict[str, pa.DataType]:
+    """Return the columns of an image field, by name, with their types."""
+    return {
+        **bytes_columns(field),
+        f"{field}.width": pa.int32(),
+        f"{field}.height": pa.int32(),
+        f"{field}.format": pa.uint8(),
+    }
+
+
+def bytes_columns(field: str) -> dict[str, pa.DataType]:
+    """Return the columns of any field that is stored as bytes."""
+    return {f"{field}.offset": pa.int64(), f"{field}.size": pa.int64(), f"{field}.crc32c": pa.uint32()}
+
+
+def encode_index(columns: Mapping[str, pa.Array], shard: str, shard_digest: str) -> bytes:
+    """Return the bytes of an index file; the same columns give the same bytes.
+
+    Args:
+        columns: arrays of equal length, by name, in the order of the file.
+        shard: the file name of the shard.
+        shard_digest: the xxh3-128 digest of the shard's bytes, hexadecimal.
+    """
+    metadata = {"shardfeed.index": VERSION, "shard": shard, "shard_digest": shard_digest}
+    schema = pa.schema([pa.field(name, a.type, nullable=False) for name, a in columns.items()], metadata=metadata)
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
+    return sink.getvalue()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StringColumn:
+    """A string column as the two buffers behind it: a string is made only for a row that is asked for."""
+
+    offsets: memoryview
+    data: memoryview
+
+    def __getitem__(self, row: int) -> str:
+        return str(self.data[self.offsets[row] : self.offsets[row + 1]], "utf-8")
+
+
+class ShardIndex:
+    """An open index. Columns are views of the file's own buffers (nothing is copied), read one value at a time.
+
+    A `memoryview` gives a value in 40 ns where a NumPy array takes 100 ns, and most reads ask for one row of a shard.
+    """
+
+    def __init__(self, table: pa.RecordBatch) -> None:
+        self.num_samples: int = table.num_rows
+        self._table = table
+        self.keys = self.strings("key")
+        self.labels = self.numbers("label") if "label" in self else None
+        self.offsets = self.numbers("image.offset")
+        self.sizes = self.numbers("image.size")
+        self.crcs = self.numbers("image.crc32c")
+        self.widths = self.numbers("image.width")
+        self.heights = self.numbers("image.height")
+        self.formats = self.numbers("image.format")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._table.schema.names
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns."""
+        return list(self._table.schema.names)
+
+    def numbers(self, name: str) -> memoryview:
+        """Return a column of numbers."""
+        column = self._table.column(name)
+        buffer = column.buffers()[1]
+        return memoryview(buffer).cast("B").cast(_CASTS[str(column.type)])[: self.num_samples]
+
+    def strings(self, name: str) -> StringColumn:
+        """Return a column of strings."""
+        _, offsets, data = self._table.column(name).buffers()
+        return StringColumn(memoryview(offsets).cast("B").cast("i"), memoryview(data if data is not None else b""))
+
+    def column(self, name: str) -> Any:
+        """Return a column as a pyarrow array."""
+        return self._table.column(name)
+
+
+def open_index(
+    buffer: Any, where: str, *, shard: str, samples: int, shard_digest: str, index_digest: str
+) -> ShardIndex:
+    """Return the index held by a buffer (bytes or a mapping), after checking that it is whole and of this shard.
+
+    The digest is that of the manifest and covers every byte, so what passes is exactly what the build wrote.
+
+    Raises:
+        ShardError: the index is cut, altered, of another shard or of a future version.
+    """
+    if xxhash.xxh3_128_hexdigest(buffer) != index_digest:
+        raise _explained(buffer, where, shard, shard_digest)
+    schema, table = _parsed(buffer, where)
+    metadata = schema.metadata or {}
+    if (version := metadata.get(b"shardfeed.index", b"").decode()) != VERSION:
+        raise ShardError(f"index {where} has version {version!r}, expected {VERSION!r}; upgrade shardfeed")
+    if table.num_rows != samples:
+        raise ShardError(
+            f"index {where} holds {table.num_rows} samples, but the manifest says {samples}; build the dataset again"
+        )
+    return ShardIndex(table)
+
+
+def _parsed(buffer: Any, where: str) -> tuple[pa.Schema, pa.RecordBatch]:
+    try:
+        with pa.ipc.open_file(pa.py_buffer(buffer)) as reader:
+            return reader.schema, reader.get_batch(0)
+    except (pa.ArrowException, ValueError, IndexError, OSError) as error:
+        raise ShardError(
+            f"index {where} cannot be read as an Arrow file ({error}); copy it again from the dataset's origin"
+        ) from error
+
+
+def _explained(buffer: Any, where: str, shard: str, shard_digest: str) -> ShardError:
+    """Return the error for an index whose digest is wrong: of another shard, if it says so itself, else cut or altered."""
+    next_step = "copy it again from the dataset's origin"
+    try:
+        metadata: Mapping[bytes, bytes] = _parsed(buffer, where)[0].metadata or {}
+    except ShardError:
+        metadata = {}
+    got = tuple(metadata.get(name, b"").decode("utf-8", "replace") for name in (b"shard", b"shard_digest"))
+    if metadata and got != (shard, shard_digest):
+        return ShardError(
+            f"index {where} is of another shard: it names {got[0]} with digest {got[1]}, expected {shard} with digest "
+            f"{shard_digest}; {next_step}"
+        )
+    return ShardError(
+        f"index {where} was cut or altered after the build: its {len(memoryview(buffer))} bytes do not have the "
+        f"manifest's digest; {next_step}"
+    )
+
+
+def number_arrays(columns: Mapping[str, Sequence[int]], types: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
+    """Return lists of numbers as arrays of the index's types."""
+    return {name: pa.array(columns[name], type=kind) for name, kind in types.items()}
+
+
+def format_name(code: int) -> str:
+    """Return the image format that a value of a ``format`` column stands for."""
+    return FORMATS[code]

@@ -1,0 +1,69 @@
+"""Paths of a source: kept compactly, ordered in one way, turned into keys by one rule."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feeder.shards.tar import MAX_NAME_BYTES
+
+KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+
+_MAX_EXTENSION_BYTES = 16  # with its dot: room for names like ".mask.png" beside the image's own
+MAX_KEY_BYTES = MAX_NAME_BYTES - _MAX_EXTENSION_BYTES
+_OTHER = re.compile(r"[^A-Za-z0-9_/-]")
+_DIGEST_DIGITS = 16  # 64 bits: a billion changed names meet with a probability of 3 %, and then the build refuses
+
+
+def key_of(path: str) -> str:
+    """Return the key of the file at a path relative to the source's root.
+
+    The key is the path without its extension. If it holds a character other than ``A-Z a-z 0-9 _ - /``, or takes more
+    than 84 bytes, every such character becomes ``_``, the name is cut to fit, and ``-`` and 16 hexadecimal digits of the
+    blake2b digest of the whole path are appended: so different files keep different keys, also when nothing of their
+    names could be kept. Only files that differ in nothing but a clean name's extension (``a.jpg``, ``a.png``) clash.
+    """
+    folder, _, name = path.rpartition("/")
+    stem = name.rpartition(".")[0] or name
+    plain = f"{folder}/{stem}" if folder else stem
+    if len(plain) <= MAX_KEY_BYTES and KEY.fullmatch(plain):
+        return plain
+    digest = hashlib.blake2b(os.fsencode(path), digest_size=_DIGEST_DIGITS // 2).hexdigest()
+    kept = _OTHER.sub("_", plain)[: MAX_KEY_BYTES - _DIGEST_DIGITS - 1]
+    return f"{kept}-{digest}"
+
+
+def readable(path: str) -> str:
+    """Return a path as text that any file can hold: bytes that are not UTF-8 are written as ``\\xff``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+class PathTable:
+    """Many relative paths as one run of bytes and an array of positions: no object per path, and quick to pickle."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        encoded = bytearray()
+        ends = []
+        for path in paths:
+            encoded += os.fsencode(path)
+            ends.append(len(encoded))
+        self._bytes = bytes(encoded)
+        self._ends: NDArray[np.int64] = np.array([0, *ends], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> str:
+        return os.fsdecode(self.encoded(number))
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[number] for number in range(len(self)))
+
+    def encoded(self, number: int) -> bytes:
+        """Return a path as the file system's bytes."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"path {number} of {len(self)}")
+        return self._bytes[self._ends[number] : self._ends[number + 1]]

@@ -1,0 +1,276 @@
+"""Opening and reading a dataset: sample ids in, rows and checked bytes out.
+
+A shard is opened on first use: its size is held against the manifest and its index against the index's digest. Open shards
+stay in a bounded cache, least recently used out first. Local shards are read with ``pread`` (no shared file position, so
+any number of threads), remote ones with ranged requests of fsspec; every image is checked against its CRC-32C.
+"""
+
+import mmap
+import os
+import resource
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from feeder.shards.errors import ManifestError, ShardError
+from feeder.shards.folder import FolderReader
+from feeder.shards.images import FORMATS
+from feeder.shards.index import ShardIndex, index_name, open_index
+from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME, Manifest, read_manifest
+from feeder.shards.rows import Reader, Rows, checked_ids
+from feeder.shards.storage import Folder, LocalFolder, open_folder, unreadable
+
+__all__ = ["Reader", "Rows", "ShardReader", "open_dataset"]
+
+_MAX_OPEN_SHARDS = 512  # two descriptors and about 100 kB of mapped index each
+_DESCRIPTOR_SHARE = 8  # open shards take at most 2/8 of the descriptors a process may have: the rest is not ours
+
+
+def open_dataset(source: str | os.PathLike[str]) -> Reader:
+    """Open a dataset.
+
+    Args:
+        source: the folder or URL of a dataset made by ``feeder build``, or a plain folder of images (class folders, or
+            flat), which is adopted in memory.
+
+    Raises:
+        ManifestError: there is a manifest and it cannot be used, or there is none and `source` is not a local folder.
+        SourceError: a plain folder that holds no images, or several splits.
+        StorageError: the storage answered with an error.
+    """
+    folder = open_folder(source)
+    url = os.fspath(source)
+    if url.endswith("/" + MANIFEST_NAME):
+        url = os.path.dirname(url)
+    folder = open_folder(url)
+    if isinstance(folder, LocalFolder) and os.path.isdir(folder.url):
+        if os.path.exists(folder.where(MARKER_NAME)):
+            raise ManifestError(
+                f"{folder.url} is the destination of a build that has not finished; wait for it, or if it was "
+                "interrupted, run the same 'feeder build' again"
+            )
+        if not os.path.exists(folder.where(MANIFEST_NAME)):
+            return FolderReader(folder.url)
+    return ShardReader(folder, read_manifest(folder))
+
+
+class ShardReader:
+    """The reader of datasets made of shards; see `feeder.shards.rows.Reader` for what it promises."""
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.url = folder.url
+        self._folder = folder
+        self._open = _OpenShards(folder, manifest)
+
+    def __getstate__(self) -> tuple[Folder, Manifest]:
+        return self._folder, self.manifest
+
+    def __setstate__(self, state: tuple[Folder, Manifest]) -> None:
+        self.__init__(*state)  # type: ignore[misc]  # the same object as from its folder and manifest
+
+    def describe(self, ids: NDArray[np.int64]) -> Rows:
+        """Return the rows of samples; only indexes are read. Errors as in `read`, without those of the images' bytes."""
+        return self._rows([(shard.index, row) for shard, row in self._locate(ids)])
+
+    def read(self, ids: NDArray[np.int64]) -> tuple[Rows, list[bytes]]:
+        """Return the rows of samples and their encoded images, each checked against its CRC-32C.
+
+        Raises:
+            ShardError: a shard or its index is missing, cut, altered or of another dataset.
+            StorageError: the storage answered with an error.
+            IndexError: an id is outside the dataset.
+        """
+        places = self._locate(ids)
+        if isinstance(self._folder, LocalFolder):
+            images = [shard.read(row) for shard, row in places]
+        else:
+            images = self._read_ranges(places)
+        return self._rows([(shard.index, row) for shard, row in places]), images
+
+    def close(self) -> None:
+        """Release descriptors and mappings; a later read opens what it needs."""
+        self._open = _OpenShards(self._folder, self.manifest)
+
+    def open_shard(self, number: int) -> "OpenShard":
+        """Return shard `number` of the manifest, opened and checked."""
+        return self._open.get(number)
+
+    def _locate(self, ids: NDArray[np.int64]) -> list[tuple["OpenShard", int]]:
+        """Return (shard, row in it) of every id. A shard in this list stays open while the list does."""
+        ids = checked_ids(ids, self.manifest.num_samples)
+        first_ids = self.manifest.first_ids
+        numbers = np.searchsorted(first_ids, ids, side="right") - 1
+        rows = (ids - first_ids[numbers]).tolist()
+        shards: dict[int, OpenShard] = {}
+        places = []
+        for number, row in zip(numbers.tolist(), rows, strict=True):
+            shard = shards.get(number)
+            if shard is None:
+                shard = shards[number] = self._open.get(number)
+            places.append((shard, row))
+        return places
+
+    def _read_ranges(self, places: list[tuple["OpenShard", int]]) -> list[bytes]:
+        ranges = [(shard.name, shard.index.offsets[row], shard.index.sizes[row]) for shard, row in places]
+        if not ranges:
+            return []
+        try:
+            images = self._folder.read_ranges(ranges)
+        except FileNotFoundError as error:
+            raise _missing("shard", str(error.filename or self.url)) from error
+        for (shard, row), image in zip(places, images, strict=True):
+            shard.check(row, image)
+        return images
+
+    @staticmethod
+    def _rows(places: list[tuple[ShardIndex, int]]) -> Rows:
+        return Rows(
+            keys=[index.keys[row] for index, row in places],
+            labels=np.array([index.labels[row] if index.labels is not None else -1 for index, row in places], np.int64),
+            widths=np.array([index.widths[row] for index, row in places], np.int32),
+            heights=np.array([index.heights[row] for index, row in places], np.int32),
+            formats=[FORMATS[index.formats[row]] for index, row in places],
+        )
+
+
+class OpenShard:
+    """A shard with its index, and for a local one its descriptor, which is closed when nobody uses the shard any more."""
+
+    __slots__ = ("_descriptor", "index", "name", "where")
+
+    def __init__(self, name: str, where: str, index: ShardIndex, descriptor: int) -> None:
+        self.name = name
+        self.where = where
+        self.index = index
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def read(self, row: int) -> bytes:
+        """Return the checked image of a sample of a local shard."""
+        index = self.index
+        size = index.sizes[row]
+        try:
+            image = os.pread(self._descriptor, size, index.offsets[row])
+        except OSError as error:
+            raise unreadable(self.where, error) from error
+        if len(image) != size or google_crc32c.value(image) != index.crcs[row]:
+            self.check(row, image)
+        return image
+
+    def check(self, row: int, image: bytes) -> None:
+        """Raise `ShardError` unless these are the bytes that the index describes."""
+        index = self.index
+        at = f"sample {index.keys[row]!r} at offset {index.offsets[row]} of {self.where}"
+        next_step = "run 'feeder verify --level full' on the dataset, and copy the shard again from its origin"
+        if len(image) != index.sizes[row]:
+            raise ShardError(f"{at} is cut: got {len(image)} bytes, expected {index.sizes[row]}; {next_step}")
+        if (crc := google_crc32c.value(image)) != index.crcs[row]:
+            raise ShardError(f"{at} was altered: CRC-32C {crc:08x}, expected {index.crcs[row]:08x}; {next_step}")
+
+
+class _OpenShards:
+    """The bounded cache of open shards of one process. Evicting drops a reference: a reader in another thread keeps its own."""
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._pid = -1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[int, OpenShard] = OrderedDict()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        share = limit // _DESCRIPTOR_SHARE if limit != resource.RLIM_INFINITY else _MAX_OPEN_SHARDS
+        self._capacity = max(2, min(_MAX_OPEN_SHARDS, share))
+        self._pid = os.getpid()
+
+    def get(self, number: int) -> OpenShard:
+        if self._pid != os.getpid():
+            self._forget()  # a forked child: the lock may be held by a thread that exists only in the parent
+        with self._lock:
+            shard = self._shards.get(number)
+            if shard is not None:
+                self._shards.move_to_end(number)
+                return shard
+        shard = self._load(number)  # outside the lock: two threads may open one shard, and the second is dropped
+        with self._lock:
+            shard = self._shards.setdefault(number, shard)
+            while len(self._shards) > self._capacity:
+                self._shards.popitem(last=False)
+        return shard
+
+    def _load(self, number: int) -> OpenShard:
+        table = self._manifest.shards
+        name = table.names[number]
+        expected_bytes = int(table.size_bytes[number])
+        where = self._folder.where(name)
+        descriptor = -1
+        try:
+            if isinstance(self._folder, LocalFolder):
+                descriptor, size = _open_local(where)
+            else:
+                size = self._folder.size(name)
+            if size != expected_bytes:
+                raise ShardError(
+                    f"shard {where} has {size} bytes, but the manifest says {expected_bytes}; copy it again from the "
+                    "dataset's origin"
+                )
+            return OpenShard(name, where, self._load_index(number), descriptor)
+        except FileNotFoundError as error:
+            raise _missing("shard", where) from error
+        except BaseException:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise
+
+    def _load_index(self, number: int) -> ShardIndex:
+        table = self._manifest.shards
+        name = index_name(table.names[number])
+        where = self._folder.where(name)
+        try:
+            buffer = _map(where) if isinstance(self._folder, LocalFolder) else self._folder.read(name)
+        except FileNotFoundError as error:
+            raise _missing("index", where) from error
+        return open_index(
+            buffer,
+            where,
+            shard=table.names[number],
+            samples=int(table.samples[number]),
+            shard_digest=table.digests[number],
+            index_digest=table.index_digests[number],
+        )
+
+
+def _open_local(path: str) -> tuple[int, int]:
+    """Return (descriptor, size in bytes) of a local file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return descriptor, os.fstat(descriptor).st_size
+
+
+def _map(path: str) -> Any:
+    """Return a read-only mapping of a local file; all processes of a machine share its pages."""
+    descriptor, size = _open_local(path)
+    try:
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) if size else b""
+    except OSError as error:
+        raise unreadable(path, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _missing(what: str, where: str) -> ShardError:
+    return ShardError(f"{what} {where} is missing, but the manifest lists it; copy it again from the dataset's origin")

@@ -1,0 +1,163 @@
+"""Folders of images: what they hold, in one order, with classes and splits.
+
+Three layouts are known. *Flat*: images in the folder itself, no labels. *Class folders*: each folder below the root is a
+class and holds its images at any depth, as torchvision's ``ImageFolder`` has it. *Splits*: the folders below the root that
+hold images are all named ``train``, ``val``, ``validation``, ``valid`` or ``test``, and each is flat or has class folders;
+one mapping from class to label covers all of them, so a class that is absent from ``val`` keeps its number.
+
+Files count by their extension, in any case (`feeder.shards.images.FILE_EXTENSIONS`); hidden files and folders do not.
+Linked folders are followed, except back into a folder that the path already went through. The order of samples is that of
+their relative paths, folder by folder, in bytes: class by class, and within a class by name.
+"""
+
+import dataclasses
+import os
+import stat
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feeder.shards.errors import SourceError
+from feeder.shards.images import FILE_EXTENSIONS
+from feeder.shards.names import PathTable, readable
+from feeder.shards.storage import unreadable
+
+SPLITS = ("train", "val", "validation", "valid", "test")
+UNREADABLE = -1  # stands for the size of what is no regular file: a dangling link, a pipe, a device
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFiles:
+    """The image files of one split, in order.
+
+    Attributes:
+        split: the name of the split, or None.
+        root: the absolute path that `paths` are relative to.
+        paths: relative paths.
+        sizes: int64[n], bytes; `UNREADABLE` for what is no regular file.
+        labels: int64[n], numbers of `classes`; −1 in a flat folder.
+        classes: class names in order of their labels, those of all splits; empty for a flat folder.
+    """
+
+    split: str | None
+    root: str
+    paths: PathTable
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def scan_source(source: str | os.PathLike[str]) -> list[ImageFiles]:
+    """Return the image files of a source folder: one entry a split, or a single entry with split None.
+
+    Raises:
+        SourceError: no such folder, no images in it, or images beside class folders.
+        StorageError: a folder cannot be listed.
+    """
+    root = _checked_root(source)
+    paths, sizes = _listing(root)
+    if not paths:
+        raise SourceError(
+            f"no images in {root}: expected files named {', '.join(sorted(FILE_EXTENSIONS))} in it or in class folders; "
+            "check the path"
+        )
+    tops = {path.partition("/")[0] if "/" in path else "" for path in paths}
+    parts: list[tuple[str | None, str, list[str], NDArray[np.int64]]] = [(None, root, paths, sizes)]
+    if tops <= set(SPLITS):
+        parts = [_below(split, root, paths, sizes) for split in SPLITS if split in tops]
+    names = {path.partition("/")[0] for _, _, inner, _ in parts for path in inner if "/" in path}
+    classes = sorted(names, key=os.fsencode)
+    return [_image_files(*part, classes) for part in parts]
+
+
+def _image_files(
+    split: str | None, root: str, paths: list[str], sizes: NDArray[np.int64], classes: list[str]
+) -> ImageFiles:
+    """Return the files of one split with their labels; images beside class folders are refused."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[path.partition("/")[0]] if "/" in path else -1 for path in paths], np.int64)
+    if classes and (labels < 0).any():
+        loose = paths[int(np.argmin(labels))]
+        raise SourceError(
+            f"{root} holds both class folders ({readable(classes[0])}, …) and images beside them ({readable(loose)}, …), "
+            "so their label is unknown; move those images into class folders, or away"
+        )
+    return ImageFiles(
+        split=split,
+        root=root,
+        paths=PathTable(paths),
+        sizes=sizes,
+        labels=labels,
+        classes=tuple(map(readable, classes)),
+    )
+
+
+def _below(
+    split: str, root: str, paths: list[str], sizes: NDArray[np.int64]
+) -> tuple[str, str, list[str], NDArray[np.int64]]:
+    """Return split, its folder, and the paths in it with their sizes."""
+    start = len(split) + 1
+    chosen = [number for number, path in enumerate(paths) if path.startswith(split + "/")]
+    return split, os.path.join(root, split), [paths[number][start:] for number in chosen], sizes[chosen]
+
+
+def _checked_root(source: str | os.PathLike[str]) -> str:
+    """Return the absolute path of a source, which must be a folder."""
+    text = os.fspath(source)
+    if "://" in text and not text.startswith("file://"):
+        raise SourceError(f"source {text} is a URL, expected a local folder of images; copy or mount it first")
+    root = os.path.abspath(text.removeprefix("file://"))
+    if not os.path.exists(root):
+        raise SourceError(f"no such source: {root}; expected a folder of images")
+    if not os.path.isdir(root):
+        raise SourceError(f"source {root} is a file, expected a folder of images")
+    return root
+
+
+def _listing(root: str) -> tuple[list[str], NDArray[np.int64]]:
+    """Return (relative paths, sizes) of the image files below a folder, in order."""
+    paths: list[str] = []
+    sizes = array("q")
+    for path, size in _walk(root, "", ()):
+        paths.append(path)
+        sizes.append(size)
+    return paths, np.frombuffer(sizes, np.int64) if sizes else np.zeros(0, np.int64)
+
+
+def _walk(root: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
+    """Yield (relative path, size) of image files in order: names compare as bytes, a folder's as if a zero byte followed.
+
+    So the order is that of the paths with ``/`` read as a zero byte: all of folder ``a`` comes before ``a-b``, as sorted
+    class names have it. `above` are the device and inode numbers of the folders on the way: a link back to one is not
+    followed.
+    """
+    folder = os.path.join(root, inside)
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as scan:
+            entries = [(os.fsencode(e.name) + b"\0" * e.is_dir(), e) for e in scan if not e.name.startswith(".")]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    for encoded, entry in sorted(entries, key=lambda pair: pair[0]):
+        path = f"{inside}/{entry.name}" if inside else entry.name
+        if encoded.endswith(b"\0"):
+            yield from _walk(root, path, (*above, identity))
+        elif os.path.splitext(entry.name)[1].lower() in FILE_EXTENSIONS:
+            yield path, _size(entry)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Return the size of a file in bytes, or `UNREADABLE` for what is no regular file."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return UNREADABLE
+    return status.st_size if stat.S_ISREG(status.st_mode) else UNREADABLE

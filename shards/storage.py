@@ -1,0 +1,155 @@
+"""Where a dataset lies: a local folder, or a folder of any file system that fsspec knows.
+
+Both answer the same three questions (the bytes of a file, its size, ranges of it) and both map their errors to
+`StorageError`. What is missing is told apart from what is broken: `FileNotFoundError` passes unmapped, because only the
+caller knows what the absence means.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from feeder.shards.errors import StorageError
+
+
+class Folder(Protocol):
+    """A folder of files. Safe from many threads, picklable, and usable after a fork."""
+
+    url: str
+
+    def where(self, name: str) -> str:
+        """Return the path or URL of a file, for messages."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return all bytes of a file."""
+        ...
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Return the bytes of each (file, offset, size); a range beyond the end comes back short."""
+        ...
+
+
+class LocalFolder:
+    """A folder on a mounted file system."""
+
+    def __init__(self, path: str) -> None:
+        self.url = path
+
+    def where(self, name: str) -> str:
+        return os.path.join(self.url, name)
+
+    def size(self, name: str) -> int:
+        try:
+            return os.stat(self.where(name)).st_size
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise unreadable(self.where(name), error) from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            return Path(self.where(name)).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise unreadable(self.where(name), error) from error
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        return [self._read_range(*one) for one in ranges]
+
+    def _read_range(self, name: str, offset: int, size: int) -> bytes:
+        try:
+            with open(self.where(name), "rb", buffering=0) as file:
+                return os.pread(file.fileno(), size, offset)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise unreadable(self.where(name), error) from error
+
+
+class RemoteFolder:
+    """A folder that fsspec reaches, such as ``s3://bucket/train``.
+
+    The file system object is made per process: connections and event loops do not survive a fork or a pickle.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._opened: tuple[int, Any] | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> str:
+        return self.url
+
+    def __setstate__(self, url: str) -> None:
+        self.__init__(url)  # type: ignore[misc]  # the same object as from its URL
+
+    def where(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def size(self, name: str) -> int:
+        with _mapping(self.where(name)):
+            return int(self._filesystem().size(self.where(name)))
+
+    def read(self, name: str) -> bytes:
+        with _mapping(self.where(name)):
+            return bytes(self._filesystem().cat_file(self.where(name)))
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        urls = [self.where(name) for name, _, _ in ranges]
+        starts = [offset for _, offset, _ in ranges]
+        ends = [offset + size for _, offset, size in ranges]
+        with _mapping(urls[0] if len(set(urls)) == 1 else f"{len(ranges)} ranges of {self.url}"):
+            # one call: asynchronous file systems fetch all ranges at once
+            return [bytes(data) for data in self._filesystem().cat_ranges(urls, starts, ends, on_error="raise")]
+
+    def _filesystem(self) -> Any:
+        opened = self._opened
+        if opened is None or opened[0] != os.getpid():
+            import fsspec  # 50 ms to import: only remote data pays it
+
+            # A lock inherited by a forked child may be held by a thread that does not exist there: no lock here. Two
+            # threads that both get here receive the same object from fsspec's own instance cache.
+            opened = self._opened = (os.getpid(), fsspec.core.url_to_fs(self.url)[0])
+        return opened[1]
+
+
+class _mapping:
+    """Turn whatever a remote file system raises into `StorageError`, except that a file does not exist."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, FileNotFoundError | StorageError) or not isinstance(error, Exception):
+            return
+        raise unreadable(self._url, error) from error
+
+
+def open_folder(source: str | os.PathLike[str]) -> Folder:
+    """Return the folder that a path or URL names; nothing is read yet."""
+    url = os.fspath(source)
+    if is_remote(url):
+        return RemoteFolder(url)
+    return LocalFolder(os.path.abspath(url.removeprefix("file://")))
+
+
+def is_remote(url: str) -> bool:
+    """Say whether a URL needs fsspec; ``file://`` and plain paths do not."""
+    return "://" in url and not url.startswith("file://")
+
+
+def unreadable(where: str, error: BaseException) -> StorageError:
+    """Return the error for a file that the storage would not give."""
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return StorageError(f"cannot read {where}: {words}; check the path, its permissions and the storage behind it")

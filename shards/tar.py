@@ -1,0 +1,56 @@
+"""Tar shards: members in the one form that webdataset, DALI, energon and ``tar`` all read.
+
+USTAR headers (POSIX.1-1988), regular files only, mode 0444, mtime, uid and gid 0, no names of users; the members of a
+sample stand side by side, sorted, named ``key.extension``; nothing else is in the archive. The same members give the same
+bytes. The archive ends with two zero blocks and is not padded to 10,240 bytes.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from feeder.shards.errors import ShardError
+
+BLOCK = 512
+END = bytes(2 * BLOCK)  # two zero blocks end an archive
+MAX_NAME_BYTES = 100  # of the name field of a USTAR header; longer ones need its prefix, which not every reader joins
+
+
+def member_header(name: str, size: int) -> bytes:
+    """Return the 512-byte header of a member.
+
+    Args:
+        name: key and extension, ASCII, at most 100 bytes.
+        size: bytes of content, less than 8 GiB.
+    """
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o444
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+
+
+def padding(size: int) -> bytes:
+    """Return the zero bytes that fill content up to a whole block."""
+    return bytes(-size % BLOCK)
+
+
+def member_size(size: int) -> int:
+    """Return the bytes that a member of `size` bytes of content takes in the archive."""
+    return BLOCK + size + -size % BLOCK
+
+
+def walk_members(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset of the content, size) of every member of an archive, reading its headers only.
+
+    Raises:
+        ShardError: the archive is cut, or a header is damaged.
+    """
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if not member.isreg():
+                    raise ShardError(f"{where} holds {member.name!r}, which is not a regular file; build it again")
+                yield member.name, member.offset_data, member.size
+                archive.members = []  # tarfile keeps every header it has seen
+    except tarfile.TarError as error:
+        raise ShardError(f"{where} is not a whole tar archive ({error}); copy it again from its origin") from error
