@@ -63,7 +63,7 @@ touch "$incomplete"
 rm -f "$ready"
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
-install() { pip install --quiet --constraint constraints.txt "$@"; }
+install() { pip install -qq --constraint constraints.txt "$@"; }
 
 if ! { [ -x .venv/bin/python ] && pip --version >/dev/null 2>&1; }; then
     if ! "$python" -m venv .venv; then
@@ -111,8 +111,8 @@ install_simd() {
     if CC="${CC:-cc} -mavx2" pip wheel --quiet --no-deps --no-cache-dir --no-binary pillow-simd \
         --config-settings jpeg=enable --config-settings zlib=enable --config-settings webp=enable \
         --wheel-dir "$wheels" "$(pinned pillow-simd)" >"$log" 2>&1; then
-        pip uninstall --quiet --yes pillow pillow-simd
-        pip install --quiet --no-deps --no-index "$wheels"/*.whl
+        pip uninstall -qq --yes pillow pillow-simd
+        pip install -qq --no-deps --no-index "$wheels"/*.whl
         rm -rf "$wheels"
     else
         say "pillow-simd does not compile here, so Pillow decodes (slower, same pixels to +-1); its last words: $(tail -n 1 "$log")"
@@ -123,7 +123,7 @@ install_simd() {
 
 install_pillow() {
     if [ "$(installed_pillows)" != "$(pinned pillow)" ]; then
-        pip uninstall --quiet --yes pillow pillow-simd
+        pip uninstall -qq --yes pillow pillow-simd
         install --no-deps pillow
     fi
 }
