@@ -1,0 +1,98 @@
+"""The options that make a dataset, shared by the commands that stream or show one."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from feeder.errors import StateError
+
+if TYPE_CHECKING:
+    from feeder.dataset import ImageDataset
+    from feeder.order import Shuffle
+
+DEFAULT_BATCH = 64  # where neither batch size is given
+
+
+def add_dataset_options(parser: argparse.ArgumentParser, *, transform: str) -> None:
+    """Add the options of `open_stream` to a command; ``transform`` is the default preset."""
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset made by 'feeder build', or a folder of images")
+    batch = parser.add_argument_group("batches")
+    batch.add_argument("--batch-size", type=int, metavar="N", help=f"images a batch of one rank ({DEFAULT_BATCH})")
+    batch.add_argument("--global-batch-size", type=int, metavar="N", help="images a step over all ranks, in its place")
+    batch.add_argument("--rank", type=int, metavar="N", help="this rank, from 0 (that of the launcher, else 0)")
+    batch.add_argument("--world-size", type=int, metavar="N", help="number of ranks (that of the launcher, else 1)")
+    batch.add_argument("--state", metavar="FILE", help="start where this saved state says")
+    order = parser.add_argument_group("order")
+    order.add_argument("--seed", type=int, metavar="N", help="of order and augmentation (0, or that of the state)")
+    order.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=True, help="(on)")
+    order.add_argument("--window-shards", type=_window, metavar="N|all", help="how far a shuffle moves a sample")
+    order.add_argument("--lanes", type=_lanes, metavar="N|auto", help="streams into which an epoch is dealt")
+    order.add_argument("--sticky", action=argparse.BooleanOptionalAction, help="same shards for a lane in every epoch")
+    pixels = parser.add_argument_group("pixels")
+    pixels.add_argument("--transform", metavar="PRESET", default=transform, help=f"NAME[:SIZE[:FILTER]] ({transform})")
+    pixels.add_argument("--views", type=int, default=1, metavar="N", help="crops of each sample (1)")
+    pixels.add_argument("--engine", default="auto", metavar="NAME", help="what decodes (auto)")
+    pixels.add_argument("--threads", type=int, metavar="N", help="decode threads of a process (cores it may use)")
+    pixels.add_argument("--on-error", choices=("replace", "raise", "mask"), default="replace", help="for bad samples")
+
+
+def open_stream(args: argparse.Namespace, *, arrays: Literal["torch", "numpy"]) -> "ImageDataset":
+    """Return the dataset that the options describe, at the position of ``--state`` if given.
+
+    Options that were not given are not passed on, so that the library's defaults and its refusals hold.
+    """
+    from feeder import presets
+    from feeder.dataset import ImageDataset
+
+    given = {name: getattr(args, name) for name in ("seed", "rank", "world_size", "threads", "global_batch_size")}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if args.batch_size is not None or args.global_batch_size is None:
+        options["batch_size"] = DEFAULT_BATCH if args.batch_size is None else args.batch_size
+    dataset = ImageDataset(
+        args.dataset,
+        transform=presets.parse(args.transform),
+        shuffle=_shuffle(args),
+        views=args.views,
+        engine=args.engine,
+        on_error=args.on_error,
+        arrays=arrays,
+        **options,
+    )
+    if args.state is not None:
+        dataset.load_state_dict(read_state(Path(args.state)))
+    return dataset
+
+
+def read_state(path: Path) -> Any:
+    """Return what a file of a saved state holds; the dataset judges it."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        raise StateError(
+            f"{path} holds no state: it is not JSON; write one with 'feeder stream --save-state'"
+        ) from None
+
+
+def _shuffle(args: argparse.Namespace) -> "bool | Shuffle":
+    from feeder.errors import ConfigError
+    from feeder.order import Shuffle
+
+    given = {"window_shards": args.window_shards, "lanes": args.lanes, "sticky_shards": args.sticky}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not args.shuffle:
+        name = {"window_shards": "--window-shards", "lanes": "--lanes", "sticky_shards": "--sticky"}[next(iter(given))]
+        raise ConfigError(f"{name} says how to shuffle, and --no-shuffle not to; give one of them")
+    return Shuffle(**given) if given else bool(args.shuffle)
+
+
+def _window(text: str) -> int | str:
+    return text if text in ("all", "auto") else int(text)
+
+
+def _lanes(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+# argparse names a type in its sentence by __name__: "invalid number or 'all' value: 'x'"
+_window.__name__, _lanes.__name__ = "number or 'all'", "number or 'auto'"

@@ -1,0 +1,337 @@
+"""``feeder stream``: streams a dataset as a training loop would, and says how fast and exactly what came.
+
+Two digests identify what came, each blake2b over the batches of an epoch in order: ``ids`` over the sample ids as
+little-endian int64 (padding is -1), ``pixels`` batch by batch over these ids, then the images, (B[, V], H, W, 3). Any
+number of workers and threads gives the same; rank, world size and batch size belong to what is asked for. With
+``--json`` one object goes to standard output:
+
+- ``schema``: ``"feeder.stream/1"``; a change of meaning changes the number
+- ``dataset``: source, digest, images, classes; ``order``: its settings, as in a state
+- ``engine``, ``transform``, ``views``, ``workers``, ``start_method``, ``threads`` (null is automatic), ``rank``,
+  ``world_size``, ``global_batch``
+- ``epochs``: of each its number, first position, steps, images (valid ones), seconds, first_batch_s, images_per_s and
+  digests
+- ``images``, ``seconds``, ``images_per_s``, ``cpu_ms_per_image``: over all epochs; CPU time is that of this process and
+  its workers, their start included
+- ``state``: the state behind the last batch, null if there was none
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feeder import optional
+from feeder.errors import ConfigError, FeederError, StalledError
+from feeder.placement import Placement, resolve_placement
+from feeder.tools import console
+from feeder.tools.dataset_options import add_dataset_options, open_stream
+
+if TYPE_CHECKING:
+    from feeder.dataset import ImageDataset
+
+SCHEMA = "feeder.stream/1"
+_DIGEST_BYTES = 16  # 128 bits: no accidental equality, and still legible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochReport:
+    """What came of one epoch; see the module for the fields."""
+
+    epoch: int
+    position: int
+    steps: int
+    images: int
+    seconds: float
+    first_batch_s: float
+    ids: str
+    pixels: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        digests = {"ids": self.ids} | ({} if self.pixels is None else {"pixels": self.pixels})
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "steps": self.steps,
+            "images": self.images,
+            "seconds": self.seconds,
+            "first_batch_s": self.first_batch_s,
+            "images_per_s": self.images / self.seconds,
+            "digests": digests,
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_dataset_options(parser, transform="imagenet-train:224")
+    stream = parser.add_argument_group("stream")
+    stream.add_argument("--epochs", type=_count, default=1, metavar="N", help="epochs, the first one included (1)")
+    stream.add_argument("--epoch", type=_count, metavar="N", help="first epoch (0, or that of the state)")
+    stream.add_argument("--position", type=_count, metavar="N", help="samples of the first epoch to leave out (0)")
+    stream.add_argument("--steps", type=_count, metavar="N", help="stop after so many steps in all")
+    stream.add_argument("--workers", type=_count, default=0, metavar="N", help="DataLoader workers (0: this process)")
+    stream.add_argument("--start-method", choices=multiprocessing.get_all_start_methods(), help="of workers")
+    report = parser.add_argument_group("report")
+    report.add_argument("--digest", choices=("ids", "pixels"), default="ids", help="pixels: of ids, and of both (ids)")
+    report.add_argument("--json", action="store_true", help="print one JSON object")
+    report.add_argument("--save-state", metavar="FILE", help="write the state behind the last batch, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stream, and print what came."""
+    _check_arguments(args)
+    dataset = open_stream(args, arrays="torch" if args.workers else "numpy")
+    position = _seek(dataset, args)
+    placement = resolve_placement(args.rank, args.world_size)
+    if not args.json:
+        _print_head(dataset, args)
+    cpu_start_s, start = _cpu_seconds(), time.perf_counter()
+    reports: list[EpochReport] = []
+    loader = make_loader(dataset, args.workers, args.start_method)
+    state, steps_left = None, args.steps
+    for _ in range(args.epochs):
+        expected = _expected_images(dataset, placement, position, steps_left)
+        report, behind = stream_epoch(
+            dataset, loader, expected=expected, steps=steps_left, pixels=args.digest == "pixels"
+        )
+        if report is None:
+            break
+        reports.append(report)
+        state, position = behind, 0
+        if not args.json:
+            _print_epoch(report)
+        if steps_left is not None:
+            steps_left -= report.steps
+    del loader  # ends the workers: their CPU time counts from then on
+    seconds, cpu_s = time.perf_counter() - start, _cpu_seconds() - cpu_start_s
+    if args.save_state is not None and state is not None:
+        write_atomically(Path(args.save_state), (json.dumps(state) + "\n").encode())
+    images = sum(report.images for report in reports)
+    cpu_ms = 1000 * cpu_s / images if images else 0.0
+    if args.json:
+        totals = {
+            "epochs": [report.to_json() for report in reports],
+            "images": images,
+            "seconds": seconds,
+            "images_per_s": images / seconds,
+            "cpu_ms_per_image": cpu_ms,
+            "state": state,
+        }
+        print(json.dumps(_settings(dataset, args) | totals))
+    else:
+        rate = console.format_rate(images, seconds)
+        print(
+            f"in all    {images:,} images in {console.format_duration(seconds)}, {rate}, {cpu_ms:.2f} ms CPU an image"
+        )
+    dataset.close()
+    return 0
+
+
+def make_loader(dataset: "ImageDataset", workers: int, start_method: str | None = None) -> Iterable[dict[str, Any]]:
+    """Return what a training loop iterates over: a DataLoader, or without workers the dataset itself."""
+    if workers == 0:
+        return dataset
+    loader: Iterable[dict[str, Any]] = optional.load("torch").utils.data.DataLoader(
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start_method, persistent_workers=True
+    )
+    return loader
+
+
+def stream_epoch(
+    dataset: "ImageDataset",
+    loader: Iterable[dict[str, Any]],
+    *,
+    expected: int | None = None,
+    steps: int | None = None,
+    pixels: bool = False,
+) -> tuple[EpochReport | None, dict[str, Any] | None]:
+    """Stream the dataset's next epoch; return what came and the state behind it, or (None, None) if nothing did.
+
+    Args:
+        dataset: what is streamed.
+        loader: what is iterated over, from `make_loader`.
+        expected: images to come, for the progress bar.
+        steps: stop after so many.
+        pixels: whether to digest pixels, too.
+    """
+    ids_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    pixels_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    count = images = 0
+    first: dict[str, Any] = {}
+    state: dict[str, Any] | None = None
+    label = f"epoch {dataset.epoch}"
+    start = time.perf_counter()
+    iterator = iter(loader)  # before the progress bar: workers are forked here, and the bar has a thread
+    with console.progress(expected, label) as advance:
+        for batch in _batches(iterator, steps):
+            if not first:
+                first = {name: batch[name] for name in ("epoch", "position")}
+                first["first_batch_s"] = time.perf_counter() - start
+            ids = np.asarray(batch["id"]).astype("<i8").tobytes()
+            ids_digest.update(ids)
+            if pixels:
+                pixels_digest.update(ids)
+                pixels_digest.update(image_array(batch).data)
+            valid = int(np.count_nonzero(np.asarray(batch["valid"])))
+            count, images, state = count + 1, images + valid, batch["state"]
+            advance(valid)
+    if not first:
+        return None, None
+    report = EpochReport(
+        **first,
+        steps=count,
+        images=images,
+        seconds=time.perf_counter() - start,
+        ids=ids_digest.hexdigest(),
+        pixels=pixels_digest.hexdigest() if pixels else None,
+    )
+    return report, state
+
+
+def image_array(batch: dict[str, Any]) -> NDArray[Any]:
+    """Return the images of a batch, contiguous, (B, H, W, 3) or (B, V, H, W, 3); tensors have their channels first."""
+    image = batch["image"]
+    return np.ascontiguousarray(image if isinstance(image, np.ndarray) else np.moveaxis(np.asarray(image), -3, -1))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is whole or absent, whatever happens: checkpoints are overwritten in place."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staged.write_bytes(content)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _batches(iterator: Iterator[dict[str, Any]], steps: int | None) -> Iterator[dict[str, Any]]:
+    """Yield at most ``steps`` batches; raise what a worker raised as it was raised there."""
+    try:
+        yield from itertools.islice(iterator, steps)
+    except Exception as error:
+        text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: ".removeprefix("builtins.")
+        if "DataLoader worker" not in text:
+            raise
+        if isinstance(error, (FeederError, OSError)) and name in text:  # the sentence ends the traceback in the message
+            raise type(error)(text.rpartition(name)[2].strip()) from error
+        if "killed by signal" in text or "exited unexpectedly" in text:
+            raise StalledError(
+                f"a worker process died ({text.partition(chr(10))[0]}); often memory or /dev/shm is too small: use"
+                " fewer --workers or a smaller batch"
+            ) from error
+        raise
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what the library cannot see: options of this command that contradict each other."""
+    if args.start_method is not None and args.workers == 0:
+        raise ConfigError(
+            f"--start-method {args.start_method} is for worker processes, and there are none; add --workers"
+        )
+    if args.state is not None and (args.epoch is not None or args.position is not None):
+        raise ConfigError("--state says where to start, and so do --epoch and --position; give one or the other")
+
+
+def _seek(dataset: "ImageDataset", args: argparse.Namespace) -> int:
+    """Set the dataset to its first epoch and position; return the position."""
+    if args.epoch is not None or args.position is not None:
+        epoch, position = args.epoch or 0, args.position or 0
+        dataset.load_state_dict({**dataset.state_dict(), "epoch": epoch, "position": position})
+        if dataset.epoch != epoch:
+            raise ConfigError(
+                f"--position {position} leaves no step of epoch {epoch}: there are {dataset.num_samples} samples, and"
+                f" the global batch is {dataset.global_batch()}"
+            )
+    return int(dataset.state_dict()["position"])
+
+
+def _expected_images(dataset: "ImageDataset", placement: Placement, position: int, steps: int | None) -> int:
+    """Return about how many images of this rank are still to come in the epoch."""
+    global_batch = dataset.global_batch(placement.world_size)
+    samples = dataset.num_samples - position
+    if dataset.order_settings.shuffle:
+        samples -= samples % global_batch  # training drops the last part of a step
+    if steps is not None:
+        samples = min(samples, steps * global_batch)
+    return max(0, samples // placement.world_size)
+
+
+def _settings(dataset: "ImageDataset", args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was asked for, as the first part of the JSON object."""
+    placement = resolve_placement(args.rank, args.world_size)
+    method = args.start_method or multiprocessing.get_start_method()
+    return {
+        "schema": SCHEMA,
+        "dataset": {
+            "source": args.dataset,
+            "digest": dataset.manifest.digest,
+            "images": dataset.num_samples,
+            "classes": len(dataset.classes),
+        },
+        "order": dataset.order_settings.to_json(),
+        "engine": dataset.engine,
+        "transform": args.transform,
+        "views": args.views,
+        "workers": args.workers,
+        "start_method": method if args.workers else None,
+        "threads": args.threads,
+        "rank": placement.rank,
+        "world_size": placement.world_size,
+        "global_batch": dataset.global_batch(placement.world_size),
+    }
+
+
+def _print_head(dataset: "ImageDataset", args: argparse.Namespace) -> None:
+    settings, order = _settings(dataset, args), dataset.order_settings
+    kind = (
+        f"seed {order.seed}, {order.lanes:,} lanes, window {order.window or 'all'}" if order.shuffle else "not shuffled"
+    )
+    threads = args.threads or "automatic"
+    console.print_figures(
+        [
+            ("dataset", f"{args.dataset}, {dataset.num_samples:,} images, digest {dataset.manifest.digest[:16]}"),
+            ("order", kind),
+            ("rank", f"{settings['rank']} of {settings['world_size']}, global batch {settings['global_batch']:,}"),
+            ("pixels", f"{args.transform}, engine {dataset.engine}, {args.workers} workers, threads {threads}"),
+        ]
+    )
+
+
+def _print_epoch(report: EpochReport) -> None:
+    rate = console.format_rate(report.images, report.seconds)
+    first = f"first batch after {console.format_duration(report.first_batch_s)}"
+    print(
+        f"epoch {report.epoch}  {report.images:,} images in {console.format_duration(report.seconds)}, {rate}, {first}"
+    )
+    print(f"  ids     {report.ids}")
+    if report.pixels is not None:
+        print(f"  pixels  {report.pixels}")
+    sys.stdout.flush()  # into a pipe, too, as it happens
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of those of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _count(text: str) -> int:
+    """Read a number of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
+_count.__name__ = "number"  # argparse says "invalid number value: 'x'"
