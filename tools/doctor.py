@@ -208,7 +208,7 @@ def _rebuild_command(package: str, version: str) -> str:
 
 
 def _instructions(image: Any) -> str:
-    """Return which vector instructions pillow-simd was compiled for: there is nothing to ask, so its machine code is searched."""
+    """Return which vector instructions pillow-simd was compiled for: it does not say, so its code is searched."""
     code = Path(image.core.__file__).read_bytes()
     return ", compiled for AVX2" if code.count(AVX2_CODE) >= AVX2_LEAST_COUNT else ", compiled for SSE4 only"
 
