@@ -5,10 +5,8 @@ real ones. The dataset digest covers the relative path, the size and the label o
 million files take about 100 MB: one run of path bytes, three numbers a file, no objects.
 """
 
-import errno
 import hashlib
 import os
-import stat
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from feeder.shards.manifest import Field, Manifest, ShardTable
 from feeder.shards.names import readable
 from feeder.shards.rows import Rows, checked_ids
 from feeder.shards.sources import UNREADABLE, ImageFiles, scan_source
-from feeder.shards.storage import unreadable
+from feeder.shards.storage import read_regular_file, unreadable
 
 FILES_PER_GROUP = 512  # as many images of 110 kB as a shard of 64 MiB holds
 
@@ -53,20 +51,24 @@ class FolderReader:
     def read(self, ids: NDArray[np.int64]) -> tuple[Rows, list[bytes]]:
         """Return the rows of samples and the bytes of their files; errors as in `describe`."""
         numbers = checked_ids(ids, len(self._files)).tolist()
-        images = [read_regular_file(self._path(number)) for number in numbers]
+        images = [self._read(number) for number in numbers]
         return self._rows(numbers, [_parsed(image) for image in images]), images
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
 
-    def _path(self, number: int) -> str:
-        return os.path.join(self._files.root, self._files.paths[number])
+    def _read(self, number: int, limit: int = -1) -> bytes:
+        path = os.path.join(self._files.root, self._files.paths[number])
+        try:
+            return read_regular_file(path, limit)
+        except OSError as error:
+            raise unreadable(readable(path), error) from error
 
     def _beginning(self, number: int) -> bytes:
         """Return the first bytes of a file that its header needs: all of them, where it is unusually long."""
-        data = read_regular_file(self._path(number), HEADER_BYTES)
+        data = self._read(number, HEADER_BYTES)
         if len(data) == HEADER_BYTES and _parsed(data) is _NO_HEADER:
-            data = read_regular_file(self._path(number))
+            data = self._read(number)
         return data
 
     def _rows(self, numbers: list[int], headers: list[ImageHeader]) -> Rows:
@@ -77,23 +79,6 @@ class FolderReader:
             heights=np.array([header.height for header in headers], np.int32),
             formats=[header.format for header in headers],
         )
-
-
-def read_regular_file(path: str, limit: int = -1) -> bytes:
-    """Return the bytes of a file, at most `limit` of them; what is no regular file is refused, and a pipe cannot block.
-
-    Raises:
-        StorageError: it cannot be read; the system's words are in the message.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "not a regular file")
-            return file.read(limit) if 0 <= limit < status.st_size else file.readall()
-    except OSError as error:
-        raise unreadable(readable(path), error) from error
 
 
 def _single_split(path: str) -> ImageFiles:

@@ -38,7 +38,7 @@ class ImageHeader(NamedTuple):
     height: int
 
 
-class _NeedsMoreBytes(Exception):
+class _CutHeaderError(Exception):
     """The bytes end before the header does."""
 
 
@@ -50,14 +50,14 @@ def read_header(data: bytes) -> ImageHeader:
     """
     if not data:
         raise BadImageError("empty", "it has no bytes")
-    format = image_format(data)
+    kind = image_format(data)
     try:
-        width, height = _SIZES[format](data)
-    except (_NeedsMoreBytes, struct.error, IndexError) as error:
-        raise BadImageError("truncated", f"its {len(data)} bytes end within the {format} header") from error
+        width, height = _SIZES[kind](data)
+    except (_CutHeaderError, struct.error, IndexError) as error:
+        raise BadImageError("truncated", f"its {len(data)} bytes end within the {kind} header") from error
     if width < 1 or height < 1:
-        raise BadImageError("damaged", f"its {format} header says {width}×{height} pixels")
-    return ImageHeader(format, width, height)
+        raise BadImageError("damaged", f"its {kind} header says {width}×{height} pixels")
+    return ImageHeader(kind, width, height)
 
 
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -109,8 +109,8 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers;
 _JPEG_BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 
 
-def _jpeg_segments(data: bytes, until: frozenset[int]) -> tuple[int, int]:
-    """Return (marker, position after it) of the first marker in `until`, stepping over the segments before it."""
+def _jpeg_frame(data: bytes) -> int:
+    """Return the position after the marker of the frame header, stepping over the segments before it."""
     position, end = 2, len(data)
     while position + 4 <= end:
         if data[position] != 0xFF:
@@ -121,8 +121,8 @@ def _jpeg_segments(data: bytes, until: frozenset[int]) -> tuple[int, int]:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
-        elif marker in until:
-            return marker, position + 2
+        elif marker in _JPEG_FRAMES:
+            return position + 2
         elif marker in _JPEG_BARE or marker == 0x00:
             position += 2
         elif marker == 0xD9 or marker == 0xDA:
@@ -130,18 +130,18 @@ def _jpeg_segments(data: bytes, until: frozenset[int]) -> tuple[int, int]:
         else:
             length = data[position + 2] << 8 | data[position + 3]
             position += 2 + max(length, 2)
-    raise _NeedsMoreBytes
+    raise _CutHeaderError
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    _, position = _jpeg_segments(data, _JPEG_FRAMES)
+    position = _jpeg_frame(data)
     height, width = struct.unpack_from(">HH", data, position + 3)
     return width, height
 
 
-def _jpeg_ends(data: bytes, header: ImageHeader) -> bool:
+def _jpeg_ends(data: bytes, _: ImageHeader) -> bool:
     """Look for the end of image marker after the start of scan; one in a thumbnail, before it, does not count."""
-    _, frame = _jpeg_segments(data, _JPEG_FRAMES)
+    frame = _jpeg_frame(data)
     scan = data.find(b"\xff\xda", frame)
     return scan >= 0 and data.rfind(b"\xff\xd9", scan) >= 0
 
@@ -152,10 +152,10 @@ def _jpeg_ends(data: bytes, header: ImageHeader) -> bool:
 def _png_size(data: bytes) -> tuple[int, int]:
     if data[12:16] != b"IHDR":
         raise BadImageError("damaged", "its PNG header does not begin with IHDR")
-    return struct.unpack_from(">II", data, 16)  # type: ignore[return-value]
+    return struct.unpack_from(">II", data, 16)
 
 
-def _png_ends(data: bytes, header: ImageHeader) -> bool:
+def _png_ends(data: bytes, _: ImageHeader) -> bool:
     return data.rfind(b"IEND\xaeB`\x82") >= 0  # the chunk's name and its CRC, which is always the same
 
 
@@ -173,11 +173,11 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
     if len(data) < 16:
-        raise _NeedsMoreBytes
+        raise _CutHeaderError
     raise BadImageError("damaged", f"its WebP header has an unknown chunk {kind!r}")
 
 
-def _webp_ends(data: bytes, header: ImageHeader) -> bool:
+def _webp_ends(data: bytes, _: ImageHeader) -> bool:
     return 8 + int.from_bytes(data[4:8], "little") <= len(data)
 
 
@@ -185,10 +185,10 @@ def _webp_ends(data: bytes, header: ImageHeader) -> bool:
 
 
 def _gif_size(data: bytes) -> tuple[int, int]:
-    return struct.unpack_from("<HH", data, 6)  # type: ignore[return-value]
+    return struct.unpack_from("<HH", data, 6)
 
 
-def _gif_ends(data: bytes, header: ImageHeader) -> bool:
+def _gif_ends(data: bytes, _: ImageHeader) -> bool:
     """Walk the blocks to the end of the first frame, the one that decoders give."""
     position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     while True:
@@ -217,7 +217,7 @@ _BMP_PLAIN = (0, 3, 6)  # compression: none, bit fields
 
 def _bmp_size(data: bytes) -> tuple[int, int]:
     if data[14] == 12:
-        return struct.unpack_from("<HH", data, 18)  # type: ignore[return-value]
+        return struct.unpack_from("<HH", data, 18)
     width, height = struct.unpack_from("<ii", data, 18)
     return width, abs(height)  # negative: rows run from the top down
 
@@ -250,7 +250,7 @@ def _tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
         if kind in _TIFF_TYPES and (tag in (_TIFF_WIDTH, _TIFF_HEIGHT) or any(tag in pair for pair in _TIFF_DATA)):
             size, code = _TIFF_TYPES[kind]
             if count * size > len(data):
-                raise _NeedsMoreBytes
+                raise _CutHeaderError
             at = position + 8 if count * size <= 4 else struct.unpack_from(order + "I", data, position + 8)[0]
             tags[tag] = struct.unpack_from(f"{order}{count}{code}", data, at)
     return tags
@@ -263,7 +263,7 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     return tags[_TIFF_WIDTH][0], tags[_TIFF_HEIGHT][0]
 
 
-def _tiff_ends(data: bytes, header: ImageHeader) -> bool:
+def _tiff_ends(data: bytes, _: ImageHeader) -> bool:
     tags = _tiff_tags(data)
     for offsets, counts in _TIFF_DATA:
         if offsets in tags and counts in tags:
@@ -301,7 +301,7 @@ def _ppm_ends(data: bytes, header: ImageHeader) -> bool:
 
 def _exactly(data: bytes, offset: int, size: int) -> bytes:
     if len(data) < offset + size:
-        raise _NeedsMoreBytes
+        raise _CutHeaderError
     return data[offset : offset + size]
 
 

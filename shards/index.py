@@ -22,7 +22,7 @@ The schema's metadata name the version, the shard and the shard's digest, so tha
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import xxhash
@@ -32,7 +32,7 @@ from feeder.shards.images import FORMATS
 
 VERSION = "1"
 
-_CASTS = {"int64": "q", "uint32": "I", "int32": "i", "uint8": "B"}
+_CASTS: dict[str, Literal["q", "I", "i", "B"]] = {"int64": "q", "uint32": "I", "int32": "i", "uint8": "B"}
 
 
 def index_name(shard: str) -> str:
@@ -75,8 +75,8 @@ def encode_index(columns: Mapping[str, pa.Array], shard: str, shard_digest: str)
 class StringColumn:
     """A string column as the two buffers behind it: a string is made only for a row that is asked for."""
 
-    offsets: memoryview
-    data: memoryview
+    offsets: "memoryview[int]"
+    data: "memoryview[int]"
 
     def __getitem__(self, row: int) -> str:
         return str(self.data[self.offsets[row] : self.offsets[row + 1]], "utf-8")
@@ -108,11 +108,11 @@ class ShardIndex:
         """The names of the columns."""
         return list(self._table.schema.names)
 
-    def numbers(self, name: str) -> memoryview:
+    def numbers(self, name: str) -> "memoryview[int]":
         """Return a column of numbers."""
         column = self._table.column(name)
-        buffer = column.buffers()[1]
-        return memoryview(buffer).cast("B").cast(_CASTS[str(column.type)])[: self.num_samples]
+        code: Literal["q", "I", "i", "B"] = _CASTS[str(column.type)]
+        return memoryview(column.buffers()[1]).cast("B").cast(code)[: self.num_samples]
 
     def strings(self, name: str) -> StringColumn:
         """Return a column of strings."""

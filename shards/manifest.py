@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feeder.shards.errors import ManifestError
-from feeder.shards.storage import Folder, open_folder
+from feeder.shards.storage import Folder, flush_folder, open_folder, staged_file
 
 MANIFEST_NAME = "manifest.json"
 MARKER_NAME = ".building"  # stands in a destination, locked, from the start of a build until its manifests are written
@@ -127,12 +127,12 @@ def new_manifest(
     shuffle_seed: int | None = None,
     shuffled: bool = False,
     build: Mapping[str, Any] | None = None,
-    format: str = "tar",
+    shard_format: str = "tar",
 ) -> Manifest:
     """Return the manifest of these shards, with its digest."""
     manifest = Manifest(
         digest="",
-        format=format,
+        format=shard_format,
         classes=classes,
         split=split,
         fields=dict(fields),
@@ -165,18 +165,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 def save_manifest(manifest: Manifest, folder: str | os.PathLike[str]) -> None:
     """Write ``manifest.json`` into a local folder so that it is there whole or not at all, and durable."""
-    path = Path(folder, MANIFEST_NAME)
-    staged = path.with_name(MANIFEST_NAME + ".tmp")
-    with open(staged, "wb") as file:
+    with staged_file(Path(folder, MANIFEST_NAME)) as file:
         file.write(encode_manifest(manifest))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    flush_folder(folder)
 
 
 def load_manifest(source: str | os.PathLike[str]) -> Manifest:
@@ -218,11 +209,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise ManifestError(f"{where} holds a JSON {type(document).__name__}, expected an object; is it a manifest?")
     try:
         return _from_document(document)
-    except _Fault as fault:
+    except _FaultError as fault:
         raise ManifestError(f"{fault.what} in {where}{fault.next_step}") from fault
 
 
-class _Fault(Exception):
+class _FaultError(Exception):
     """What is wrong inside a manifest, before the place of the manifest is known."""
 
     def __init__(
@@ -260,12 +251,12 @@ def _document(manifest: Manifest) -> dict[str, Any]:
 def _from_document(document: dict[str, Any]) -> Manifest:
     version = _required(document, int, "version")
     if version > VERSION:
-        raise _Fault(
+        raise _FaultError(
             f"version {version} is newer than version {VERSION}, the latest this program reads,",
             "; upgrade shardfeed",
         )
     if version < 1:
-        raise _Fault(f"version is {version}, expected {VERSION},")
+        raise _FaultError(f"version is {version}, expected {VERSION},")
     stored = _required(document, str, "digest")
     computed = dataset_digest(document)
     manifest = Manifest(
@@ -282,20 +273,20 @@ def _from_document(document: dict[str, Any]) -> Manifest:
     _one_of(document, "digest_algorithm", (DIGEST_ALGORITHM,))
     for name, actual in (("num_samples", manifest.num_samples), ("size_bytes", manifest.size_bytes)):
         if (stated := _required(document, int, name)) != actual:
-            raise _Fault(f"{name} is {stated}, but the shards sum to {actual},")
+            raise _FaultError(f"{name} is {stated}, but the shards sum to {actual},")
     if stored != computed:
-        raise _Fault(f"the digest is {stored}, but the content has {computed}: it was altered after the build,")
+        raise _FaultError(f"the digest is {stored}, but the content has {computed}: it was altered after the build,")
     return manifest
 
 
 def _required(entry: dict[str, Any], kind: type, name: str, at: str = "") -> Any:
     """Return entry[name], which must be there and of a type; bool does not pass as int."""
     if name not in entry:
-        raise _Fault(f"missing value at {at}{name}")
+        raise _FaultError(f"missing value at {at}{name}")
     value = entry[name]
     if type(value) is not kind:
         got = "null" if value is None else type(value).__name__
-        raise _Fault(f"{at}{name} is {got}, expected {kind.__name__},")
+        raise _FaultError(f"{at}{name} is {got}, expected {kind.__name__},")
     return value
 
 
@@ -307,7 +298,7 @@ def _optional(entry: dict[str, Any], kind: type, name: str, at: str = "") -> Any
 def _one_of(entry: dict[str, Any], name: str, allowed: tuple[str, ...]) -> str:
     value = _required(entry, str, name)
     if value not in allowed:
-        raise _Fault(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))},", "; upgrade shardfeed")
+        raise _FaultError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))},", "; upgrade shardfeed")
     return str(value)
 
 
@@ -315,9 +306,9 @@ def _classes(document: dict[str, Any]) -> tuple[str, ...]:
     classes = _required(document, list, "classes")
     for number, name in enumerate(classes):
         if type(name) is not str:
-            raise _Fault(f"classes[{number}] is {type(name).__name__}, expected str,")
+            raise _FaultError(f"classes[{number}] is {type(name).__name__}, expected str,")
     if len(set(classes)) != len(classes):
-        raise _Fault("classes holds a name twice,")
+        raise _FaultError("classes holds a name twice,")
     return tuple(classes)
 
 
@@ -325,7 +316,7 @@ def _fields(document: dict[str, Any]) -> dict[str, Field]:
     fields = {}
     for name, entry in _required(document, dict, "fields").items():
         if type(entry) is not dict:
-            raise _Fault(f"fields.{name} is {type(entry).__name__}, expected an object,")
+            raise _FaultError(f"fields.{name} is {type(entry).__name__}, expected an object,")
         at = f"fields.{name}."
         fields[name] = Field(type=_required(entry, str, "type", at), extension=_optional(entry, str, "extension", at))
     return fields
@@ -359,19 +350,19 @@ def _find_fault(shards: list[Any]) -> None:
     for number, shard in enumerate(shards):
         at = f"shards[{number}]."
         if type(shard) is not dict:
-            raise _Fault(f"shards[{number}] is {type(shard).__name__}, expected an object,")
+            raise _FaultError(f"shards[{number}] is {type(shard).__name__}, expected an object,")
         name = _required(shard, str, "name", at)
         if not _is_plain_name(name):
-            raise _Fault(f"{at}name is {name!r}, expected the name of a file beside the manifest,")
+            raise _FaultError(f"{at}name is {name!r}, expected the name of a file beside the manifest,")
         if name in seen:
-            raise _Fault(f"{at}name is {name!r}, which an earlier shard has,")
+            raise _FaultError(f"{at}name is {name!r}, which an earlier shard has,")
         seen.add(name)
         for key in ("samples", "size_bytes"):
             if not 1 <= _required(shard, int, key, at) < _MAX_COUNT:
-                raise _Fault(f"{at}{key} is {shard[key]}, expected a positive count,")
+                raise _FaultError(f"{at}{key} is {shard[key]}, expected a positive count,")
         for key in ("digest", "index_digest"):
             if not _HEX_DIGEST.fullmatch(_required(shard, str, key, at)):
-                raise _Fault(f"{at}{key} is {shard[key]!r}, expected 32 hexadecimal digits,")
+                raise _FaultError(f"{at}{key} is {shard[key]!r}, expected 32 hexadecimal digits,")
 
 
 def _is_plain_name(name: str) -> bool:

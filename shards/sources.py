@@ -51,6 +51,11 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the files have labels: all of them do, or none."""
+        return bool(self.labels[0] >= 0)
+
 
 def scan_source(source: str | os.PathLike[str]) -> list[ImageFiles]:
     """Return the image files of a source folder: one entry a split, or a single entry with split None.
@@ -81,7 +86,7 @@ def _image_files(
     """Return the files of one split with their labels; images beside class folders are refused."""
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[path.partition("/")[0]] if "/" in path else -1 for path in paths], np.int64)
-    if classes and (labels < 0).any():
+    if (labels < 0).any() and (labels >= 0).any():
         loose = paths[int(np.argmin(labels))]
         raise SourceError(
             f"{root} holds both class folders ({readable(classes[0])}, …) and images beside them ({readable(loose)}, …), "

@@ -5,13 +5,19 @@ Both answer the same three questions (the bytes of a file, its size, ranges of i
 caller knows what the absence means.
 """
 
+import contextlib
+import errno
 import os
-import threading
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from feeder.shards.errors import StorageError
+
+STAGED = ".tmp"  # ends the names of files that are not whole yet
+
+_WRITE_BUFFER_BYTES = 1 << 20
 
 
 class Folder(Protocol):
@@ -83,7 +89,6 @@ class RemoteFolder:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._opened: tuple[int, Any] | None = None
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> str:
         return self.url
@@ -95,18 +100,18 @@ class RemoteFolder:
         return f"{self.url}/{name}"
 
     def size(self, name: str) -> int:
-        with _mapping(self.where(name)):
+        with _mapped_errors(self.where(name)):
             return int(self._filesystem().size(self.where(name)))
 
     def read(self, name: str) -> bytes:
-        with _mapping(self.where(name)):
+        with _mapped_errors(self.where(name)):
             return bytes(self._filesystem().cat_file(self.where(name)))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         urls = [self.where(name) for name, _, _ in ranges]
         starts = [offset for _, offset, _ in ranges]
         ends = [offset + size for _, offset, size in ranges]
-        with _mapping(urls[0] if len(set(urls)) == 1 else f"{len(ranges)} ranges of {self.url}"):
+        with _mapped_errors(urls[0] if len(set(urls)) == 1 else f"{len(ranges)} ranges of {self.url}"):
             # one call: asynchronous file systems fetch all ranges at once
             return [bytes(data) for data in self._filesystem().cat_ranges(urls, starts, ends, on_error="raise")]
 
@@ -121,19 +126,15 @@ class RemoteFolder:
         return opened[1]
 
 
-class _mapping:
+@contextlib.contextmanager
+def _mapped_errors(url: str) -> Iterator[None]:
     """Turn whatever a remote file system raises into `StorageError`, except that a file does not exist."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, FileNotFoundError | StorageError) or not isinstance(error, Exception):
-            return
-        raise unreadable(self._url, error) from error
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise unreadable(url, error) from error
 
 
 def open_folder(source: str | os.PathLike[str]) -> Folder:
@@ -153,3 +154,40 @@ def unreadable(where: str, error: BaseException) -> StorageError:
     """Return the error for a file that the storage would not give."""
     words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return StorageError(f"cannot read {where}: {words}; check the path, its permissions and the storage behind it")
+
+
+def read_regular_file(path: str, limit: int = -1) -> bytes:
+    """Return the bytes of a local file, at most `limit` of them if that is not negative.
+
+    What is no regular file is refused with the system's own kind of error, `OSError`; a pipe cannot block.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return file.read(limit) if 0 <= limit < status.st_size else file.readall()
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name when it is whole and on the disk, and not at all if an exception comes first."""
+    staged = path.with_name(path.name + STAGED)
+    try:
+        with open(staged, "wb", buffering=_WRITE_BUFFER_BYTES) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def flush_folder(path: str | os.PathLike[str]) -> None:
+    """Make the names in a local folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -51,6 +51,5 @@ def walk_members(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
                 if not member.isreg():
                     raise ShardError(f"{where} holds {member.name!r}, which is not a regular file; build it again")
                 yield member.name, member.offset_data, member.size
-                archive.members = []  # tarfile keeps every header it has seen
     except tarfile.TarError as error:
         raise ShardError(f"{where} is not a whole tar archive ({error}); copy it again from its origin") from error

@@ -1,0 +1,86 @@
+"""Worker processes of a build: shards written in parallel, none outliving the build.
+
+Workers are spawned, not forked, so that they inherit no threads and no descriptors. Each holds a shared lock on the
+destination's marker and dies with its parent, so nobody writes into a destination that another build has claimed. Ctrl-C
+reaches all processes of a terminal: workers ignore it and leave the reaction to their parent.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from feeder.shards.destination import share_marker
+from feeder.shards.errors import DestinationError
+from feeder.shards.packing import ShardTask, WrittenShard, write_shard
+
+_QUEUED_PER_WORKER = 2  # one being written and one waiting: tasks hold paths, and there may be millions
+
+
+def write_shards(
+    tasks: Iterable[ShardTask], workers: int, marker: Path, advance: Callable[[int], None]
+) -> Iterator[WrittenShard]:
+    """Yield the shards of the tasks, in any order, as they get ready.
+
+    Args:
+        tasks: one a shard.
+        workers: processes; with 1 the shards are written in this process.
+        marker: the locked marker of the destination.
+        advance: called with numbers of files done.
+
+    Raises:
+        DestinationError: a shard cannot be written, or a worker died.
+        SourceError: what `feeder.shards.packing.write_shard` raises for its source.
+    """
+    if workers == 1:
+        for task in tasks:
+            yield write_shard(task, advance)
+        return
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(str(marker),)
+    )
+    try:
+        for task, shard in _finished(pool, tasks, workers * _QUEUED_PER_WORKER):
+            advance(len(task.paths))
+            yield shard
+    except BrokenProcessPool as error:
+        raise DestinationError(
+            "a worker process of the build died; if the machine ran out of memory, run it again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(
+    pool: ProcessPoolExecutor, tasks: Iterable[ShardTask], in_flight: int
+) -> Iterator[tuple[ShardTask, WrittenShard]]:
+    """Yield (task, shard) as shards get ready, with at most `in_flight` tasks submitted at a time."""
+    pending: dict[Future[WrittenShard], ShardTask] = {}
+    remaining = iter(tasks)
+    while True:
+        while len(pending) < in_flight and (task := next(remaining, None)) is not None:
+            pending[pool.submit(write_shard, task)] = task
+        if not pending:
+            return
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            yield pending.pop(future), future.result()
+
+
+def _start_worker(marker: str) -> None:
+    """Prepare a worker process: hold the marker for its lifetime, ignore Ctrl-C, and die with the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    share_marker(os.open(marker, os.O_RDONLY | os.O_CLOEXEC), Path(marker).parent)
+
+
+def _die_with(parent: multiprocessing.process.BaseProcess) -> None:
+    with contextlib.suppress(Exception):
+        parent.join()
+    os._exit(1)

@@ -1,0 +1,282 @@
+"""Building a dataset: from a folder of images to shards, indexes and a manifest.
+
+What a build promises, in order; if the code disagrees, the code is wrong:
+
+1. *Checked first*: source and destination are refused before anything is created.
+2. *Marked*: the destination gets a marker file, locked as long as a process of the build lives. A second build at the same
+   place is refused; leftovers that a dead build's marker vouches for are removed, anything else is never touched.
+3. *Planned*: order and cut of the shards follow from paths, sizes and the seed alone, before any image is read, so that
+   shards are independent tasks and any number of worker processes writes the same bytes. A bad image leaves its shard
+   shorter; a shard that would hold none is left out.
+4. *Staged*: a shard and its index are written under a temporary name, flushed to the disk, then renamed.
+5. *Committed*: manifests are written when all shards are there, then the marker goes. Whatever stops the build before that
+   (an error, Ctrl-C) removes what it wrote; after a kill the next build does, and no manifest stands meanwhile.
+"""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from feeder.shards.destination import BAD_IMAGES_NAME, Destination, claim_destination
+from feeder.shards.errors import SourceError
+from feeder.shards.images import MAX_PIXELS
+from feeder.shards.index import index_name
+from feeder.shards.manifest import Field, Manifest, ShardTable, new_manifest, save_manifest
+from feeder.shards.packing import (
+    LABEL_EXTENSION,
+    BadImage,
+    ShardTask,
+    WrittenShard,
+    cannot_write,
+    rename_shard,
+)
+from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
+from feeder.shards.sources import ImageFiles, scan_source
+from feeder.shards.storage import flush_folder, staged_file
+from feeder.shards.workers import write_shards
+
+ALWAYS_ALLOWED_BAD = 10  # bad images that no fraction forbids: one bad file in a folder of fifty is no reason to stop
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What decides the bytes of a dataset, and what happens to bad images.
+
+    Attributes:
+        seed: of the shuffle.
+        shuffle: lay the samples in random order over all shards; else in the order of the source.
+        shard_bytes: the size that shards do not pass (bytes).
+        shard_samples: at most this many samples in a shard, if given.
+        max_pixels: images whose header names more are bad.
+        on_error: ``"skip"`` sets bad images aside, ``"fail"`` stops at the first.
+        max_bad_fraction: with skip, more than this fraction of bad images stops the build; a few
+            (`ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0.
+    """
+
+    seed: int = 0
+    shuffle: bool = True
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+    shard_samples: int | None = None
+    max_pixels: int = MAX_PIXELS
+    on_error: str = "skip"
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise SourceError(f"seed is {self.seed}, expected an integer of 64 bits")
+        if self.shard_bytes < 1 or self.max_pixels < 1 or (self.shard_samples is not None and self.shard_samples < 1):
+            raise SourceError("shard_bytes, shard_samples and max_pixels must be at least 1")
+        if self.on_error not in ("skip", "fail"):
+            raise SourceError(f"on_error is {self.on_error!r}, expected 'skip' or 'fail'")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise SourceError(f"max_bad_fraction is {self.max_bad_fraction}, expected a number from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltDataset:
+    """One dataset that a build has made: a whole one, or a split."""
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        datasets: one entry, or one a split.
+        bad: the images set aside, in the order of the source.
+        bad_path: the file that lists them, or None when there are none.
+    """
+
+    datasets: list[BuiltDataset]
+    bad: list[BadImage]
+    bad_path: Path | None
+
+    @property
+    def num_samples(self) -> int:
+        return sum(dataset.manifest.num_samples for dataset in self.datasets)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(dataset.manifest.size_bytes for dataset in self.datasets)
+
+    @property
+    def bad_by_cause(self) -> dict[str, int]:
+        return dict(Counter(image.cause for image in self.bad))
+
+
+def build(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    options: BuildOptions | None = None,
+    *,
+    workers: int = 1,
+    start: Callable[[int], Callable[[int], None]] | None = None,
+) -> BuildReport:
+    """Build a dataset, or one a split, from a folder of images.
+
+    Args:
+        source: a folder of class folders, a flat folder, or one with ``train/ val/ test/`` above (`feeder.shards.sources`).
+        dest: a local folder that is empty or does not exist; splits go to ``dest/train`` and so on.
+        options: what decides the bytes, and what to do with bad images.
+        workers: processes that write shards; 1 writes in this one. The bytes are the same for any number.
+        start: called with the number of image files once it is known; returns what is called with the number of files
+            done since its last call.
+
+    Raises:
+        SourceError: no images, clashing keys, too many bad images, or a source that changes meanwhile.
+        DestinationError: the destination is not empty, in use, or cannot be written.
+        StorageError: the source cannot be listed.
+    """
+    options = options or BuildOptions()
+    if workers < 1:
+        raise SourceError(f"workers is {workers}, expected at least 1")
+    parts = scan_source(source)
+    seed = options.seed if options.shuffle else None
+    plans = [
+        plan_shards(part, seed=seed, shard_bytes=options.shard_bytes, shard_samples=options.shard_samples)
+        for part in parts
+    ]
+    with claim_destination(dest, source) as destination:
+        try:
+            return _build(list(zip(parts, plans, strict=True)), destination, options, workers, start)
+        except OSError as error:
+            raise cannot_write(destination.path, error) from error
+
+
+def _build(
+    parts: list[tuple[ImageFiles, Plan]],
+    destination: Destination,
+    options: BuildOptions,
+    workers: int,
+    start: Callable[[int], Callable[[int], None]] | None,
+) -> BuildReport:
+    total = sum(len(files) for files, _ in parts)
+    advance = start(total) if start else _ignore
+    limit = _BadLimit(options, total)
+    datasets, bad = [], []
+    for files, plan in parts:
+        folder = destination.path / files.split if files.split else destination.path
+        folder.mkdir(exist_ok=True)
+        written = []
+        for shard in write_shards(_tasks(folder, files, plan, options), workers, destination.marker, advance):
+            limit.count(files, shard.bad)
+            written.append(shard)
+        shards = _numbered(folder, sorted(written, key=lambda shard: shard.name))
+        if not shards:
+            raise SourceError(f"no good image in {files.root}: all {len(files)} are bad, {limit.described()}")
+        datasets.append(BuiltDataset(path=folder, manifest=_manifest(files, shards, options)))
+        bad += _in_source_order(files, written)
+    return _commit(destination, datasets, bad)
+
+
+class _BadLimit:
+    """Counts bad images and stops a build that has too many."""
+
+    def __init__(self, options: BuildOptions, total: int) -> None:
+        fraction = options.max_bad_fraction
+        self._allowed = max(ALWAYS_ALLOWED_BAD, int(fraction * total)) if fraction else 0
+        self._fraction = fraction
+        self._total = total
+        self._causes: Counter[str] = Counter()
+
+    def count(self, files: ImageFiles, bad: Sequence[BadImage]) -> None:
+        self._causes.update(image.cause for image in bad)
+        if self._causes.total() > self._allowed:
+            example = bad[0]
+            raise SourceError(
+                f"too many bad images: {self._causes.total()} of {self._total} so far ({self.described()}), such as "
+                f"{os.path.join(files.root, example.source)}: {example.reason}; repair the source, or allow more than "
+                f"{self._allowed} with --max-bad-fraction (now {self._fraction:g})"
+            )
+
+    def described(self) -> str:
+        """Return the counts by cause as text."""
+        return ", ".join(f"{count} {cause}" for cause, count in self._causes.most_common())
+
+
+def _ignore(images: int) -> None:
+    """Take progress nobody asked for."""
+
+
+def _tasks(folder: Path, files: ImageFiles, plan: Plan, options: BuildOptions) -> Iterator[ShardTask]:
+    """Yield the tasks of a split, one a shard, in order."""
+    for number, chosen in enumerate(plan):
+        yield ShardTask(
+            folder=str(folder),
+            name=_shard_name(number),
+            root=files.root,
+            paths=[files.paths[i] for i in chosen.tolist()],
+            sizes=files.sizes[chosen].tolist(),
+            labels=files.labels[chosen].tolist(),
+            max_pixels=options.max_pixels,
+            fail=options.on_error == "fail",
+        )
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def _numbered(folder: Path, written: list[WrittenShard]) -> list[WrittenShard]:
+    """Return the shards that hold samples, renamed where an empty one before them left a gap."""
+    shards: list[WrittenShard] = []
+    for shard in written:
+        if shard.samples:
+            name = _shard_name(len(shards))
+            shards.append(shard if shard.name == name else rename_shard(folder, shard, name))
+    return shards
+
+
+def _manifest(files: ImageFiles, shards: list[WrittenShard], options: BuildOptions) -> Manifest:
+    fields = {"image": Field(type="image")}
+    if files.labelled:
+        fields["label"] = Field(type="int64", extension=LABEL_EXTENSION)
+    return new_manifest(
+        shards=ShardTable(
+            names=[shard.name for shard in shards],
+            samples=np.array([shard.samples for shard in shards], np.int64),
+            size_bytes=np.array([shard.size_bytes for shard in shards], np.int64),
+            digests=[shard.digest for shard in shards],
+            index_digests=[shard.index_digest for shard in shards],
+        ),
+        classes=files.classes,
+        split=files.split,
+        fields=fields,
+        shuffled=options.shuffle,
+        shuffle_seed=options.seed if options.shuffle else None,
+        build={
+            "shard_bytes": options.shard_bytes,
+            "shard_samples": options.shard_samples,
+            "max_pixels": options.max_pixels,
+        },
+    )
+
+
+def _in_source_order(files: ImageFiles, written: list[WrittenShard]) -> list[BadImage]:
+    """Return the bad images of a split, in the order of the source, their paths relative to the whole source."""
+    bad = sorted((image for shard in written for image in shard.bad), key=lambda image: image.source.split("/"))
+    if files.split is None:
+        return bad
+    return [dataclasses.replace(image, source=f"{files.split}/{image.source}") for image in bad]
+
+
+def _commit(destination: Destination, datasets: list[BuiltDataset], bad: list[BadImage]) -> BuildReport:
+    """Write the list of bad images, make everything durable, then write the manifests."""
+    bad_path = destination.path / BAD_IMAGES_NAME if bad else None
+    if bad_path:
+        with staged_file(bad_path) as file:
+            for image in bad:
+                file.write(json.dumps(dataclasses.asdict(image)).encode() + b"\n")
+    for folder in (*(dataset.path for dataset in datasets), destination.path):
+        flush_folder(folder)
+    for dataset in datasets:
+        save_manifest(dataset.manifest, dataset.path)
+    return BuildReport(datasets=datasets, bad=bad, bad_path=bad_path)
