@@ -1,6 +1,7 @@
 """Shards: the formats on disk, reading and writing them.
 
-This folder is imported as ``feeder.shards``, through the link ``feeder/shards``; the bare name belongs to the user's own code.
+This folder is imported as ``feeder.shards``, through the link ``feeder/shards``; the bare name belongs to the user's
+own code.
 """
 
 if __name__ != "feeder.shards":

@@ -1,8 +1,8 @@
 """The destination of a build: claimed by a lock, cleaned of what a dead build left, emptied again if the build fails.
 
-The marker file ``.building`` is created first and removed last. Every process of the build holds a shared lock (flock) on
-it; claiming takes the exclusive one, so it succeeds only when no process of another build lives. A file is removed only
-if a marker vouches for its folder and its name is one that builds give.
+The marker file ``.building`` is created first and removed last. Every process of the build holds a shared lock
+(flock) on it; claiming takes the exclusive one, so it succeeds only when no process of another build lives. A file is
+removed only if a marker vouches for its folder and its name is one that builds give.
 """
 
 import contextlib
@@ -93,7 +93,9 @@ def _remove_folders(folders: list[Path]) -> None:
 def _checked_path(dest: str, source: str) -> Path:
     """Return the absolute destination, after checking its relation to the source."""
     if is_remote(dest):
-        raise DestinationError(f"destination {dest} is a URL, expected a local folder; build locally, then upload the folder")
+        raise DestinationError(
+            f"destination {dest} is a URL, expected a local folder; build locally, then upload the folder"
+        )
     path = Path(os.path.realpath(dest.removeprefix("file://")))
     origin = Path(os.path.realpath(source.removeprefix("file://")))
     if path == origin:
@@ -110,8 +112,8 @@ def _checked_path(dest: str, source: str) -> Path:
 def _claim(path: Path) -> int:
     """Return the descriptor of a folder's marker, locked, with the leftovers of a dead build removed.
 
-    Only a marker that was there before, with its text, vouches for files; beside a new one the folder must be empty. Else
-    a build that finishes between a look at the folder and the making of a marker would lose its dataset.
+    Only a marker that was there before, with its text, vouches for files; beside a new one the folder must be empty.
+    Else a build that finishes between a look at the folder and the making of a marker would lose its dataset.
     """
     marker = path / MARKER_NAME
     found = marker.exists()
@@ -155,7 +157,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _refuse_foreign_files(path: Path, *, vouched: bool) -> None:
-    """Raise `DestinationError` if a folder holds anything but its marker and, where the marker vouches, a build's files."""
+    """Raise `DestinationError` if a folder holds more than its marker and, where that vouches, files of a build."""
     own = set(_own_files(path)) if vouched else set()
     for entry in sorted(path.iterdir()):
         if entry.name == MARKER_NAME or entry in own:

@@ -1,8 +1,8 @@
 """A plain folder of images, adopted in memory behind the reader that shards have.
 
-Nothing is written. Groups of consecutive files stand for shards, so that orders, windows and lanes mean the same as over
-real ones. The dataset digest covers the relative path, the size and the label of every file; contents are not read. A
-million files take about 100 MB: one run of path bytes, three numbers a file, no objects.
+Nothing is written. Groups of consecutive files stand for shards, so that orders, windows and lanes mean the same as
+over real ones. The dataset digest covers the relative path, the size and the label of every file; contents are not
+read. A million files take about 100 MB: one run of path bytes, three numbers a file, no objects.
 """
 
 import hashlib
@@ -91,8 +91,8 @@ def _single_split(path: str) -> ImageFiles:
     if wrong.size:
         name = readable(files.paths[int(wrong[0])])
         raise SourceError(
-            f"{os.path.join(readable(files.root), name)} is named as an image but is no regular file (a dangling link, a "
-            "pipe or a device); remove it"
+            f"{os.path.join(readable(files.root), name)} is named as an image but is no regular file (a dangling "
+            "link, a pipe or a device); remove it"
         )
     return files
 

@@ -1,4 +1,4 @@
-"""The index of a shard: where each sample's bytes lie and what is known about them, so that readers never walk tar headers.
+"""The index of a shard: where each sample's bytes lie and what is known about them. No reader walks tar headers.
 
 It is an Arrow IPC file of one record batch beside the shard, ``shard-000000.idx.arrow`` for ``shard-000000.tar``:
 
@@ -16,7 +16,8 @@ column              type        content
 ``label``           int64       scalar fields: their value
 ==================  ==========  ==============================================================================
 
-The schema's metadata name the version, the shard and the shard's digest, so that the index of another shard is recognised.
+The schema's metadata name the version, the shard and the shard's digest, so that the index of another shard is
+recognised.
 """
 
 import dataclasses
@@ -158,7 +159,7 @@ def _parsed(buffer: Any, where: str) -> tuple[pa.Schema, pa.RecordBatch]:
 
 
 def _explained(buffer: Any, where: str, shard: str, shard_digest: str) -> ShardError:
-    """Return the error for an index whose digest is wrong: of another shard, if it says so itself, else cut or altered."""
+    """Return the error for an index with a wrong digest: it is of another shard if it says so, else cut or altered."""
     next_step = "copy it again from the dataset's origin"
     try:
         metadata: Mapping[bytes, bytes] = _parsed(buffer, where)[0].metadata or {}

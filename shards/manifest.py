@@ -55,7 +55,12 @@ _SHARD_KEYS = ("name", "samples", "size_bytes", "digest", "index_digest")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One field of every sample: ``image`` or a scalar type, and the extension of its tar member (None: the image's own)."""
+    """One field of every sample.
+
+    Attributes:
+        type: ``"image"``, or the type of a scalar, such as ``"int64"``.
+        extension: that of the field's tar member; None where each image has the one of its format.
+    """
 
     type: str
     extension: str | None = None
@@ -298,7 +303,9 @@ def _optional(entry: dict[str, Any], kind: type, name: str, at: str = "") -> Any
 def _one_of(entry: dict[str, Any], name: str, allowed: tuple[str, ...]) -> str:
     value = _required(entry, str, name)
     if value not in allowed:
-        raise _FaultError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))},", "; upgrade shardfeed")
+        raise _FaultError(
+            f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))},", "; upgrade shardfeed"
+        )
     return str(value)
 
 
@@ -323,7 +330,10 @@ def _fields(document: dict[str, Any]) -> dict[str, Field]:
 
 
 def _shard_table(shards: list[Any]) -> ShardTable:
-    """Return the columns of the shard records. Checks run over whole columns; only a fault is looked for record by record."""
+    """Return the columns of the shard records.
+
+    Checks run over whole columns: quick. Only when one fails, the fault is looked for record by record.
+    """
     try:
         names, samples, sizes, digests, index_digests = ([shard[key] for shard in shards] for key in _SHARD_KEYS)
     except (KeyError, TypeError, IndexError):

@@ -22,9 +22,10 @@ def key_of(path: str) -> str:
     """Return the key of the file at a path relative to the source's root.
 
     The key is the path without its extension. If it holds a character other than ``A-Z a-z 0-9 _ - /``, or takes more
-    than 84 bytes, every such character becomes ``_``, the name is cut to fit, and ``-`` and 16 hexadecimal digits of the
-    blake2b digest of the whole path are appended: so different files keep different keys, also when nothing of their
-    names could be kept. Only files that differ in nothing but a clean name's extension (``a.jpg``, ``a.png``) clash.
+    than 84 bytes, every such character becomes ``_``, the name is cut to fit, and ``-`` and 16 hexadecimal digits of
+    the blake2b digest of the whole path are appended: so different files keep different keys, also when nothing of
+    their names could be kept. Only files that differ in nothing but a clean name's extension (``a.jpg``, ``a.png``)
+    clash.
     """
     folder, _, name = path.rpartition("/")
     stem = name.rpartition(".")[0] or name

@@ -128,8 +128,8 @@ def rename_shard(folder: Path, shard: WrittenShard, name: str) -> WrittenShard:
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> DestinationError:
     """Return the error for a destination that does not take bytes."""
     return DestinationError(
-        f"cannot write {os.fspath(path)}: {error.strerror or error}; nothing of this build was kept, free space or choose "
-        "another destination and run it again"
+        f"cannot write {os.fspath(path)}: {error.strerror or error}; nothing of this build was kept, free space or "
+        "choose another destination and run it again"
     )
 
 
@@ -189,8 +189,8 @@ def _checked_read(task: ShardTask, source: str, size: int) -> tuple[bytes, Image
         raise BadImageError("unreadable", f"it cannot be read: {error.strerror or error}") from error
     if len(image) != size:
         raise SourceError(
-            f"{readable(path)} changed while the dataset was built: it had {size} bytes and now has {len(image)}; run the "
-            "build again when the source is at rest"
+            f"{readable(path)} changed while the dataset was built: it had {size} bytes and now has {len(image)}; run "
+            "the build again when the source is at rest"
         )
     return image, check_image(image, task.max_pixels)
 

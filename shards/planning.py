@@ -1,4 +1,7 @@
-"""The plan of a build: which files go into which shard, in which order. A pure function of paths, sizes, labels and seed."""
+"""The plan of a build: which files go into which shard, in which order.
+
+It is a pure function of paths, sizes, labels and the seed.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -41,8 +44,8 @@ def plan_shards(files: ImageFiles, *, seed: int | None, shard_bytes: int, shard_
     """Return the plan of a split.
 
     Shuffled order is the stable argsort of one 64-bit draw a file, of the key ("shards.shuffle", seed): a uniform
-    permutation over the whole split, the same on every machine. Shards are then cut greedily: each takes files until the
-    next would pass `shard_bytes` or `shard_samples`, and at least one.
+    permutation over the whole split, the same on every machine. Shards are then cut greedily: each takes files until
+    the next would pass `shard_bytes` or `shard_samples`, and at least one.
 
     Args:
         files: the files of the split.
@@ -81,7 +84,9 @@ def _tar_bytes(files: ImageFiles) -> NDArray[np.int64]:
 
 def _refuse_clashes(files: ImageFiles) -> None:
     """Raise `SourceError` if two files have the same key. Keys are compared by digest: 8 bytes a file, not a string."""
-    digests = np.fromiter((xxhash.xxh3_64_intdigest(key_of(path).encode()) for path in files.paths), np.uint64, len(files))
+    digests = np.fromiter(
+        (xxhash.xxh3_64_intdigest(key_of(path).encode()) for path in files.paths), np.uint64, len(files)
+    )
     order = np.argsort(digests, kind="stable")
     for position in np.flatnonzero(digests[order[1:]] == digests[order[:-1]]):
         first, second = (files.paths[int(order[position + i])] for i in (0, 1))

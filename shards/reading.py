@@ -1,8 +1,9 @@
 """Opening and reading a dataset: sample ids in, rows and checked bytes out.
 
-A shard is opened on first use: its size is held against the manifest and its index against the index's digest. Open shards
-stay in a bounded cache, least recently used out first. Local shards are read with ``pread`` (no shared file position, so
-any number of threads), remote ones with ranged requests of fsspec; every image is checked against its CRC-32C.
+A shard is opened on first use: its size is held against the manifest and its index against the index's digest. Open
+shards stay in a bounded cache, least recently used out first. Local shards are read with ``pread`` (no shared file
+position, so any number of threads), remote ones with ranged requests of fsspec; every image is checked against its
+CRC-32C.
 """
 
 import mmap
@@ -74,7 +75,7 @@ class ShardReader:
         self.__init__(*state)  # type: ignore[misc]  # the same object as from its folder and manifest
 
     def describe(self, ids: NDArray[np.int64]) -> Rows:
-        """Return the rows of samples; only indexes are read. Errors as in `read`, without those of the images' bytes."""
+        """Return the rows of samples; only indexes are read. Errors as in `read`, but for those of image bytes."""
         return self._rows([(shard.index, row) for shard, row in self._locate(ids)])
 
     def read(self, ids: NDArray[np.int64]) -> tuple[Rows, list[bytes]]:
@@ -139,7 +140,7 @@ class ShardReader:
 
 
 class OpenShard:
-    """A shard with its index, and for a local one its descriptor, which is closed when nobody uses the shard any more."""
+    """A shard with its index and, if local, its descriptor, which is closed when nobody uses the shard any more."""
 
     __slots__ = ("_descriptor", "index", "name", "where")
 
@@ -177,7 +178,10 @@ class OpenShard:
 
 
 class _OpenShards:
-    """The bounded cache of open shards of one process. Evicting drops a reference: a reader in another thread keeps its own."""
+    """The bounded cache of open shards of one process.
+
+    Evicting drops a reference: a reader in another thread keeps its own.
+    """
 
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self._folder = folder

@@ -31,9 +31,9 @@ class Rows:
 class Reader(Protocol):
     """An open dataset.
 
-    Duties: `describe` and `read` are safe from many threads at once; a reader may be pickled (nothing open travels) and
-    used on both sides of a fork; results stand in the order of `ids`, which may repeat; `close` may be called twice, and
-    a closed reader that is used again opens what it needs.
+    Duties: `describe` and `read` are safe from many threads at once; a reader may be pickled (nothing open travels)
+    and used on both sides of a fork; results stand in the order of `ids`, which may repeat; `close` may be called
+    twice, and a closed reader that is used again opens what it needs.
     """
 
     manifest: Manifest

@@ -1,13 +1,14 @@
 """Folders of images: what they hold, in one order, with classes and splits.
 
-Three layouts are known. *Flat*: images in the folder itself, no labels. *Class folders*: each folder below the root is a
-class and holds its images at any depth, as torchvision's ``ImageFolder`` has it. *Splits*: the folders below the root that
-hold images are all named ``train``, ``val``, ``validation``, ``valid`` or ``test``, and each is flat or has class folders;
-one mapping from class to label covers all of them, so a class that is absent from ``val`` keeps its number.
+Three layouts are known. *Flat*: images in the folder itself, no labels. *Class folders*: each folder below the root
+is a class and holds its images at any depth, as torchvision's ``ImageFolder`` has it. *Splits*: the folders below the
+root that hold images are all named ``train``, ``val``, ``validation``, ``valid`` or ``test``, and each is flat or has
+class folders; one mapping from class to label covers all of them, so a class that is absent from ``val`` keeps its
+number.
 
 Files count by their extension, in any case (`feeder.shards.images.FILE_EXTENSIONS`); hidden files and folders do not.
-Linked folders are followed, except back into a folder that the path already went through. The order of samples is that of
-their relative paths, folder by folder, in bytes: class by class, and within a class by name.
+Linked folders are followed, except back into a folder that the path already went through. The order of samples is
+that of their relative paths, folder by folder, in bytes: class by class, and within a class by name.
 """
 
 import dataclasses
@@ -68,8 +69,8 @@ def scan_source(source: str | os.PathLike[str]) -> list[ImageFiles]:
     paths, sizes = _listing(root)
     if not paths:
         raise SourceError(
-            f"no images in {root}: expected files named {', '.join(sorted(FILE_EXTENSIONS))} in it or in class folders; "
-            "check the path"
+            f"no images in {root}: expected files named {', '.join(sorted(FILE_EXTENSIONS))} in it or in class "
+            "folders; check the path"
         )
     tops = {path.partition("/")[0] if "/" in path else "" for path in paths}
     parts: list[tuple[str | None, str, list[str], NDArray[np.int64]]] = [(None, root, paths, sizes)]
@@ -89,8 +90,8 @@ def _image_files(
     if (labels < 0).any() and (labels >= 0).any():
         loose = paths[int(np.argmin(labels))]
         raise SourceError(
-            f"{root} holds both class folders ({readable(classes[0])}, …) and images beside them ({readable(loose)}, …), "
-            "so their label is unknown; move those images into class folders, or away"
+            f"{root} holds both class folders ({readable(classes[0])}, …) and images beside them ({readable(loose)}, "
+            "…), so their label is unknown; move those images into class folders, or away"
         )
     return ImageFiles(
         split=split,
@@ -135,11 +136,11 @@ def _listing(root: str) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _walk(root: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-    """Yield (relative path, size) of image files in order: names compare as bytes, a folder's as if a zero byte followed.
+    """Yield (relative path, size) of image files in order: names compare as bytes, a folder's with a zero byte after it.
 
-    So the order is that of the paths with ``/`` read as a zero byte: all of folder ``a`` comes before ``a-b``, as sorted
-    class names have it. `above` are the device and inode numbers of the folders on the way: a link back to one is not
-    followed.
+    So the order is that of the paths with ``/`` read as a zero byte: all of folder ``a`` comes before ``a-b``, as
+    sorted class names have it. `above` are the device and inode numbers of the folders on the way: a link back to one
+    is not followed.
     """
     folder = os.path.join(root, inside)
     try:

@@ -171,7 +171,7 @@ def read_regular_file(path: str, limit: int = -1) -> bytes:
 
 @contextlib.contextmanager
 def staged_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name when it is whole and on the disk, and not at all if an exception comes first."""
+    """Open a file that appears under its name once it is whole and on the disk; after an exception it never does."""
     staged = path.with_name(path.name + STAGED)
     try:
         with open(staged, "wb", buffering=_WRITE_BUFFER_BYTES) as file:

@@ -1,8 +1,8 @@
 """Tar shards: members in the one form that webdataset, DALI, energon and ``tar`` all read.
 
 USTAR headers (POSIX.1-1988), regular files only, mode 0444, mtime, uid and gid 0, no names of users; the members of a
-sample stand side by side, sorted, named ``key.extension``; nothing else is in the archive. The same members give the same
-bytes. The archive ends with two zero blocks and is not padded to 10,240 bytes.
+sample stand side by side, sorted, named ``key.extension``; nothing else is in the archive. The same members give the
+same bytes. The archive ends with two zero blocks and is not padded to 10,240 bytes.
 """
 
 import tarfile

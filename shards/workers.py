@@ -1,8 +1,8 @@
 """Worker processes of a build: shards written in parallel, none outliving the build.
 
 Workers are spawned, not forked, so that they inherit no threads and no descriptors. Each holds a shared lock on the
-destination's marker and dies with its parent, so nobody writes into a destination that another build has claimed. Ctrl-C
-reaches all processes of a terminal: workers ignore it and leave the reaction to their parent.
+destination's marker and dies with its parent, so nobody writes into a destination that another build has claimed.
+Ctrl-C reaches all processes of a terminal: workers ignore it and leave the reaction to their parent.
 """
 
 import contextlib

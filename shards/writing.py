@@ -3,14 +3,15 @@
 What a build promises, in order; if the code disagrees, the code is wrong:
 
 1. *Checked first*: source and destination are refused before anything is created.
-2. *Marked*: the destination gets a marker file, locked as long as a process of the build lives. A second build at the same
-   place is refused; leftovers that a dead build's marker vouches for are removed, anything else is never touched.
+2. *Marked*: the destination gets a marker file, locked as long as a process of the build lives. A second build at the
+   same place is refused; leftovers that a dead build's marker vouches for are removed, anything else is never
+   touched.
 3. *Planned*: order and cut of the shards follow from paths, sizes and the seed alone, before any image is read, so that
    shards are independent tasks and any number of worker processes writes the same bytes. A bad image leaves its shard
    shorter; a shard that would hold none is left out.
 4. *Staged*: a shard and its index are written under a temporary name, flushed to the disk, then renamed.
-5. *Committed*: manifests are written when all shards are there, then the marker goes. Whatever stops the build before that
-   (an error, Ctrl-C) removes what it wrote; after a kill the next build does, and no manifest stands meanwhile.
+5. *Committed*: manifests are written when all shards are there, then the marker goes. Whatever stops the build before
+   that (an error, Ctrl-C) removes what it wrote; after a kill the next build does, and no manifest stands meanwhile.
 """
 
 import dataclasses
@@ -22,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from feeder.errors import ConfigError
 from feeder.shards.destination import BAD_IMAGES_NAME, Destination, claim_destination
 from feeder.shards.errors import SourceError
 from feeder.shards.images import MAX_PIXELS
-from feeder.shards.index import index_name
 from feeder.shards.manifest import Field, Manifest, ShardTable, new_manifest, save_manifest
 from feeder.shards.packing import (
     LABEL_EXTENSION,
@@ -68,13 +69,13 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**63:
-            raise SourceError(f"seed is {self.seed}, expected an integer of 64 bits")
+            raise ConfigError(f"seed is {self.seed}, expected an integer of 64 bits")
         if self.shard_bytes < 1 or self.max_pixels < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise SourceError("shard_bytes, shard_samples and max_pixels must be at least 1")
+            raise ConfigError("shard_bytes, shard_samples and max_pixels must be at least 1")
         if self.on_error not in ("skip", "fail"):
-            raise SourceError(f"on_error is {self.on_error!r}, expected 'skip' or 'fail'")
+            raise ConfigError(f"on_error is {self.on_error!r}, expected 'skip' or 'fail'")
         if not 0 <= self.max_bad_fraction <= 1:
-            raise SourceError(f"max_bad_fraction is {self.max_bad_fraction}, expected a number from 0 to 1")
+            raise ConfigError(f"max_bad_fraction is {self.max_bad_fraction}, expected a number from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,8 @@ def build(
     """Build a dataset, or one a split, from a folder of images.
 
     Args:
-        source: a folder of class folders, a flat folder, or one with ``train/ val/ test/`` above (`feeder.shards.sources`).
+        source: a folder of class folders, a flat folder, or one with ``train/ val/ test/`` above; see
+            `feeder.shards.sources`.
         dest: a local folder that is empty or does not exist; splits go to ``dest/train`` and so on.
         options: what decides the bytes, and what to do with bad images.
         workers: processes that write shards; 1 writes in this one. The bytes are the same for any number.
@@ -131,13 +133,14 @@ def build(
             done since its last call.
 
     Raises:
+        ConfigError: options that cannot be.
         SourceError: no images, clashing keys, too many bad images, or a source that changes meanwhile.
         DestinationError: the destination is not empty, in use, or cannot be written.
         StorageError: the source cannot be listed.
     """
     options = options or BuildOptions()
     if workers < 1:
-        raise SourceError(f"workers is {workers}, expected at least 1")
+        raise ConfigError(f"workers is {workers}, expected at least 1")
     parts = scan_source(source)
     seed = options.seed if options.shuffle else None
     plans = [
