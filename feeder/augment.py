@@ -1,15 +1,13 @@
-"""Augmentations: descriptions in torchvision v2's names, arguments and defaults, and the geometry compiled from them.
+"""From augmentations to geometry: what an engine has to do to each image, known before a byte of it is read.
 
-A transform is a frozen description, checked when it is made. `compile_transforms` turns a sequence of them into a
-`Geometry`: one box of the stored image, a mirror and one resampling to a fixed size, which is all that an engine has to
-execute. What cannot be said that way is refused with a sentence.
+`compile_transforms` turns a sequence of transforms into a `Geometry`: one box of the stored image, a mirror and one
+resampling to a fixed size, which is all that an engine executes. What cannot be said that way is refused with a
+sentence.
 
 Random numbers: key = ``derive_key("augment", seed, epoch)``; the stream of one output image is
 ``draw(draw(draw(key, sample id), copy), view)``; the draw numbers stand in `feeder.windows`.
 """
 
-import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,122 +17,28 @@ from numpy.typing import NDArray
 
 from feeder.errors import ConfigError
 from feeder.keyed import UInt64Array, derive_key, draw, uniform
+from feeder.transforms import (
+    TRANSFORMS,
+    CenterCrop,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    Transform,
+)
 from feeder.windows import FLIP_DRAW, Interpolation, RandomBoxes, ResizedBoxes, Windows, fill_unreadable
 
-_INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic", "nearest")
-
-
-@dataclass(frozen=True, slots=True)
-class RandomResizedCrop:
-    """Cut a random box and resize it; the filter sees only pixels of the box.
-
-    Args:
-        size: output side, or (height, width), in pixels.
-        scale: least and greatest part of the image's area.
-        ratio: least and greatest width / height of the box.
-        interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"`` (torchvision's enumeration is taken, too).
-        antialias: always true, as torchvision treats PIL images.
-    """
-
-    size: int | tuple[int, int]
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0)
-    interpolation: Interpolation = "bilinear"
-    antialias: bool = True
-
-    def __post_init__(self) -> None:
-        size = _sides(self, self.size)
-        _set(
-            self, size=size[0] if size[0] == size[1] else size, scale=_range(self, "scale"), ratio=_range(self, "ratio")
-        )
-        if self.scale[1] > 1:
-            raise ConfigError(
-                f"RandomResizedCrop got scale={self.scale}; a box is at most the whole image: end it at 1.0"
-            )
-        _check_filter(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Resize:
-    """Resize the whole image.
-
-    Args:
-        size: length of the shorter side (the other keeps the proportions; needs `CenterCrop` after it), or (height, width).
-        interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"`` (torchvision's enumeration is taken, too).
-        max_size: torchvision's bound on the longer side; images would differ in size, so only None compiles.
-        antialias: always true, as torchvision treats PIL images.
-    """
-
-    size: int | tuple[int, int]
-    interpolation: Interpolation = "bilinear"
-    max_size: int | None = None
-    antialias: bool = True
-
-    def __post_init__(self) -> None:
-        size = _sides(self, self.size)
-        _set(self, size=size if _length(self.size) == 2 else size[0])
-        _check_filter(self)
-
-
-@dataclass(frozen=True, slots=True)
-class CenterCrop:
-    """Cut the central box of the resized image.
-
-    Args:
-        size: side, or (height, width), in pixels of the resized image.
-    """
-
-    size: int | tuple[int, int]
-
-    def __post_init__(self) -> None:
-        size = _sides(self, self.size)
-        _set(self, size=size[0] if size[0] == size[1] else size)
-
-
-@dataclass(frozen=True, slots=True)
-class RandomHorizontalFlip:
-    """Mirror the image left to right with probability ``p``."""
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not _is_real(self.p) or not 0 <= self.p <= 1:
-            raise ConfigError(f"RandomHorizontalFlip got p={self.p!r}; give a probability from 0 to 1")
-        _set(self, p=float(self.p))
-
-
-@dataclass(frozen=True, slots=True)
-class Normalize:
-    """Map pixels to (pixel / 255 − mean) / std, per channel; done last, preferably on the device.
-
-    Args:
-        mean: of R, G and B, where 1.0 is white.
-        std: of R, G and B, in the same unit.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if _length(values) != 3 or not all(_is_real(value) for value in values):
-                raise ConfigError(f"Normalize got {name}={values!r}; give three numbers, for R, G and B")
-            _set(self, **{name: tuple(float(value) for value in values)})
-        if min(self.std) <= 0:
-            raise ConfigError(f"Normalize got std={self.std}; pixels are divided by it, so give numbers above 0")
-
-    def apply(self, pixels: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Return (…, 3) float32 normalised from (…, 3) uint8, in ``out`` if it is given."""
-        mean, std = np.float64(self.mean), np.float64(self.std)
-        scale, shift = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
-        out = np.multiply(pixels, scale, out=out)
-        out += shift
-        return out
-
-
-Transform = RandomResizedCrop | Resize | CenterCrop | RandomHorizontalFlip | Normalize
-_TRANSFORMS: tuple[type[Transform], ...] = (RandomResizedCrop, Resize, CenterCrop, RandomHorizontalFlip, Normalize)
+__all__ = [
+    "CenterCrop",
+    "Geometry",
+    "Normalize",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "Resize",
+    "Transform",
+    "Windows",
+    "compile_transforms",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,16 +79,18 @@ class Geometry:
             epoch: the epoch, from 0.
             ids: (n,) sample ids.
             copies: (n,) number of the copy of the sample in this epoch, from 0.
-            widths: (n,) widths of the stored images in pixels, 0 where unknown: such a sample gets the box (0, 0, 1, 1).
+            widths: (n,) widths of the stored images in pixels; where unknown, 0, which gives the box (0, 0, 1, 1).
             heights: (n,) heights, likewise.
         """
         keys = self._keys(seed, epoch, ids, copies)
         readable = (np.asarray(widths) > 0) & (np.asarray(heights) > 0)
         known_widths, known_heights = (np.where(readable, sides, 1).astype(np.int64) for sides in (widths, heights))
+        resized = None
         if isinstance(self.box, RandomBoxes):
             boxes = self.box.boxes(keys, known_widths, known_heights)
         else:
-            boxes = np.repeat(self.box.boxes(known_widths, known_heights)[:, None], self.views, axis=1)
+            resized = self.box.resized(known_widths, known_heights)
+            boxes = np.repeat(self.box.boxes(known_widths, known_heights, resized)[:, None], self.views, axis=1)
         flips = uniform(keys, FLIP_DRAW) < self.flip
         if self.flip_first:
             mirrored = boxes.copy()
@@ -197,6 +103,7 @@ class Geometry:
             boxes=boxes,
             flips=flips,
             clipped=isinstance(self.box, RandomBoxes),
+            resized=resized,
             interpolation=self.interpolation,
         )
 
@@ -221,9 +128,9 @@ def compile_transforms(transforms: Iterable[Transform], *, views: int = 1) -> Ge
     """
     sequence: list[Any] = list(transforms)
     for item in sequence:
-        if not isinstance(item, _TRANSFORMS):
+        if not isinstance(item, TRANSFORMS):
             raise ConfigError(_not_ours(item))
-    for kind in _TRANSFORMS:
+    for kind in TRANSFORMS:
         if sum(isinstance(item, kind) for item in sequence) > 1:
             raise ConfigError(f"{kind.__name__} stands twice in the transforms; {_ONCE[kind]}")
     if not _is_count(views):
@@ -265,8 +172,8 @@ def _compile_box(
             return RandomBoxes(scale=crop.scale, ratio=crop.ratio), _pair(crop.size), crop.interpolation
         case [Resize(max_size=int() as longest), *_]:
             raise ConfigError(
-                f"Resize has max_size={longest}; images would come out smaller than a fixed size, and those cannot be one "
-                "batch: drop max_size, or write Resize((height, width))"
+                f"Resize has max_size={longest}; images would come out smaller than a fixed size, and those cannot be "
+                "one batch: drop max_size, or write Resize((height, width))"
             )
         case [Resize(size=(height, width)) as resize]:
             return ResizedBoxes(resize=(height, width), crop=None), (height, width), resize.interpolation
@@ -280,14 +187,14 @@ def _compile_box(
             least_height, least_width = _pair(resize.size)
             if height > least_height or width > least_width:
                 raise ConfigError(
-                    f"CenterCrop({crop.size}) is larger than the images that Resize({resize.size}) gives, and borders are "
-                    "not padded: crop at most what is there, or resize to more"
+                    f"CenterCrop({crop.size}) is larger than the images that Resize({resize.size}) gives, and borders "
+                    "are not padded: crop at most what is there, or resize to more"
                 )
             return ResizedBoxes(resize=resize.size, crop=(height, width)), (height, width), resize.interpolation
         case [CenterCrop() as crop]:
             raise ConfigError(
-                f"CenterCrop({crop.size}) without Resize needs every stored image to be that large, and borders are not "
-                f"padded: put Resize({max(_pair(crop.size))}) before it"
+                f"CenterCrop({crop.size}) without Resize needs every stored image to be that large, and borders are "
+                f"not padded: put Resize({max(_pair(crop.size))}) before it"
             )
         case [CenterCrop() as crop, Resize() as resize]:
             raise ConfigError(
@@ -300,26 +207,26 @@ def _compile_box(
         case _:
             names = " and ".join(type(crop).__name__ for crop in crops)
             raise ConfigError(
-                f"{names} together would resample pixels twice; RandomResizedCrop already gives the final size from the "
-                "stored image: keep it alone"
+                f"{names} together would resample pixels twice; RandomResizedCrop already gives the final size from "
+                "the stored image: keep it alone"
             )
 
 
 def _not_ours(item: object) -> str:
     """Return the sentence for an item that is not one of our transforms."""
     name = (item if isinstance(item, type) else type(item)).__name__
-    ours = {kind.__name__ for kind in _TRANSFORMS}
-    if isinstance(item, (*_TRANSFORMS, type)) and name in ours:
+    ours = {kind.__name__ for kind in TRANSFORMS}
+    if isinstance(item, (*TRANSFORMS, type)) and name in ours:
         return f"{name} was given as a class: write {name}(…) with its arguments"
     if name in ours:
         module = type(item).__module__.split(".")[0]
         return (
             f"{name} of {module} cannot be planned from the index: write feeder.{name}(…), it takes the same arguments"
         )
-    known = ", ".join(kind.__name__ for kind in _TRANSFORMS)
+    known = ", ".join(kind.__name__ for kind in TRANSFORMS)
     return (
-        f"transform {name} is not known; boxes and flips are planned before an image is read, so only these are: {known}; "
-        "batches are uint8 RGB already, and other operations belong on the batch"
+        f"transform {name} is not known; boxes and flips are planned before an image is read, so only these are: "
+        f"{known}; batches are uint8 RGB already, and other operations belong on the batch"
     )
 
 
@@ -327,58 +234,5 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _set(item: Transform, **values: Any) -> None:
-    """Store checked values in a frozen description, while it is being made."""
-    for name, value in values.items():
-        object.__setattr__(item, name, value)
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _length(value: Any) -> int | None:
-    """Return the length of a sequence of values, None for anything else."""
-    return len(value) if hasattr(value, "__len__") and not isinstance(value, str | bytes) else None
-
-
-def _is_real(value: Any) -> bool:
-    try:
-        return not isinstance(value, str | bytes) and math.isfinite(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _sides(item: Transform, size: Any) -> tuple[int, int]:
-    """Return (height, width) from an integer, a sequence of one or of two, as torchvision reads them."""
-    try:
-        sides = [operator.index(side) for side in size] if _length(size) else [operator.index(size)]
-    except TypeError:
-        sides = []
-    if len(sides) not in (1, 2) or any(isinstance(side, bool) for side in (size, *sides)) or min(sides) < 1:
-        raise ConfigError(
-            f"{type(item).__name__} got size={size!r}; give a side or (height, width), whole pixels above 0"
-        )
-    return sides[0], sides[-1]
-
-
-def _range(item: RandomResizedCrop, name: str) -> tuple[float, float]:
-    """Return the checked (least, greatest) of an argument."""
-    values = getattr(item, name)
-    if _length(values) != 2 or not all(_is_real(value) for value in values) or not 0 < values[0] <= values[1]:
-        raise ConfigError(f"RandomResizedCrop got {name}={values!r}; give (least, greatest), both above 0")
-    return float(values[0]), float(values[1])
-
-
-def _check_filter(item: RandomResizedCrop | Resize) -> None:
-    """Check the filter, and store torchvision's ``InterpolationMode`` as its plain name."""
-    interpolation = getattr(item.interpolation, "value", item.interpolation)
-    if interpolation not in _INTERPOLATIONS:
-        known = ", ".join(repr(name) for name in _INTERPOLATIONS)
-        raise ConfigError(f"{type(item).__name__} got interpolation={item.interpolation!r}; give one of {known}")
-    if item.antialias is not True:
-        raise ConfigError(
-            f"{type(item).__name__} got antialias={item.antialias!r}; filters are always antialiased, as on PIL images: "
-            "leave it out"
-        )
-    _set(item, interpolation=interpolation)

@@ -1,7 +1,7 @@
 """Transforms that the field uses under one name, and their spelling for commands."""
 
-from feeder.augment import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize, Transform
 from feeder.errors import ConfigError
+from feeder.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize, Transform
 from feeder.windows import Interpolation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B in ImageNet's training set, where 1.0 is white
@@ -45,7 +45,7 @@ _PRESETS = {"imagenet-train": imagenet_train, "imagenet-eval": imagenet_eval}
 
 
 def parse(text: str) -> tuple[Transform, ...]:
-    """Return the transforms that a command spells as ``NAME[:SIZE[:INTERPOLATION]]``, such as ``imagenet-train:224:bicubic``.
+    """Return the transforms spelt ``NAME[:SIZE[:INTERPOLATION]]``, such as ``imagenet-train:224:bicubic``.
 
     Raises:
         ConfigError: an unknown name, or a size or filter that cannot be.

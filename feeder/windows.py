@@ -42,6 +42,8 @@ class Windows:
         clipped: whether the filter sees only pixels inside the box (boxes are then whole numbers), as in
             ``image.crop(box).resize(size)``, or reads neighbours beyond it, as in ``image.resize(size, box=box)``.
         interpolation: the filter; bilinear and bicubic are antialiased.
+        resized: where boxes may read beyond, (n, 2) int64, width and height of the whole image after resizing: the
+            window is then a crop of that image at whole numbers, and an engine may cut it there. None when clipped.
     """
 
     sizes: NDArray[np.int32]
@@ -49,6 +51,7 @@ class Windows:
     flips: NDArray[np.bool_]
     clipped: bool
     interpolation: Interpolation
+    resized: IntArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,18 +119,25 @@ class ResizedBoxes:
     resize: int | tuple[int, int]
     crop: tuple[int, int] | None
 
-    def boxes(self, widths: IntArray, heights: IntArray) -> FloatArray:
-        """Return (n, 4) boxes of images of (n,) sizes ≥ 1.
+    def resized(self, widths: IntArray, heights: IntArray) -> IntArray:
+        """Return (n, 2) widths and heights of the whole images after resizing, for (n,) sizes ≥ 1.
 
-        Source: torchvision.transforms.v2.functional, ``_compute_resized_output_size`` (the longer side is truncated) and
-        ``_center_crop_compute_crop_anchor`` (the offset is rounded half to even).
+        Source: torchvision.transforms.v2.functional, ``_compute_resized_output_size``: the longer side is truncated.
         """
         if isinstance(self.resize, int):
             longer = self.resize * np.maximum(widths, heights) // np.minimum(widths, heights)
-            new_width = np.where(widths <= heights, self.resize, longer)
-            new_height = np.where(widths <= heights, longer, self.resize)
+            sides = np.where(widths <= heights, self.resize, longer), np.where(widths <= heights, longer, self.resize)
         else:
-            new_height, new_width = (np.full_like(widths, side) for side in self.resize)
+            sides = np.full_like(widths, self.resize[1]), np.full_like(widths, self.resize[0])
+        return np.stack(sides, axis=1)
+
+    def boxes(self, widths: IntArray, heights: IntArray, resized: IntArray) -> FloatArray:
+        """Return (n, 4) boxes in the stored images, given what `resized` returned.
+
+        Source: torchvision.transforms.v2.functional, ``_center_crop_compute_crop_anchor``: offsets are rounded half
+        to even.
+        """
+        new_width, new_height = resized[:, 0], resized[:, 1]
         crop_height, crop_width = self.crop or (new_height, new_width)
         left = np.rint((new_width - crop_width) / 2.0)
         top = np.rint((new_height - crop_height) / 2.0)

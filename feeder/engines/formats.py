@@ -31,7 +31,7 @@ class BadImageError(ValueError):
 
 
 class _WithoutExif(ImageFile):
-    """Reads no EXIF block: orientation is ignored, and damaged blocks, which are common in photographs, cause no warning."""
+    """Reads no EXIF block: orientation is ignored, and damaged blocks, common in photographs, cause no warning."""
 
     def getexif(self) -> Image.Exif:
         return Image.Exif()
@@ -54,7 +54,7 @@ def _open_webp(data: bytes) -> ImageFile:
     if not features.check("webp"):
         raise ConfigError(
             "the installed Pillow was built without WebP, and the dataset holds WebP images; "
-            "install libwebp's headers before pillow-simd is compiled, or use Pillow: pip install --force-reinstall pillow"
+            "use a complete build: pip install --force-reinstall pillow"
         )
     return WebPImageFile(BytesIO(data))
 
@@ -81,15 +81,14 @@ def load_image(data: bytes, width: int, height: int) -> Image.Image:
         height: likewise.
 
     Raises:
-        BadImageError: the bytes are not an image of that size. Every exception of a reader is one, with its message, but
-            running out of memory is not: it depends on the machine.
+        BadImageError: the bytes are not an image of that size. Every exception of a reader counts, but not running out
+            of memory, which depends on the machine.
         ConfigError: this installation lacks the format's decoder.
     """
-    for name, signature, opener in _FORMATS:
-        if signature.match(data):
-            break
-    else:
+    found = next(((name, opener) for name, signature, opener in _FORMATS if signature.match(data)), None)
+    if found is None:
         raise BadImageError(f"is not an image of a known format ({', '.join(FORMATS)})" if data else "is empty")
+    name, opener = found
     try:
         image = opener(data)
         _check_size(image.size, width, height)

@@ -4,7 +4,7 @@ Each image is decoded once, whole; its windows are cut from it. ``draft`` (decod
 not used: it changes pixels. Pillow releases the GIL in the decoder and the filter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
+_MAX_RESIZED_PIXELS = 2**24  # 64 MiB in Pillow; only images 255 times as long as wide exceed it at 256 pixels a side
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,42 @@ class PillowEngine:
 
 def _cut(image: Image.Image, windows: Windows, index: int, out: NDArray[np.uint8]) -> None:
     """Write the windows of one decoded image into out, (V, H, W, 3) uint8."""
-    height, width = out.shape[1:3]
+    size = out.shape[2], out.shape[1]
     resample = _FILTERS[windows.interpolation]
-    if not windows.clipped:
-        image = _to_rgb(image)
-    for view, (box, flip) in enumerate(zip(windows.boxes[index].tolist(), windows.flips[index], strict=True)):
-        if windows.clipped:  # conversion is per pixel, so that only the box need be converted
-            piece = _to_rgb(image.crop(box)).resize((width, height), resample)
-        else:
-            piece = image.resize((width, height), resample, box=box)
-        if flip:  # 8 times as fast here as a reversed copy in NumPy, which moves single bytes
-            piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        out[view] = np.frombuffer(piece.tobytes(), np.uint8).reshape(height, width, 3)
+    boxes: list[tuple[float, float, float, float]] = windows.boxes[index].tolist()
+    if windows.clipped:  # conversion is pixel by pixel, so that only the boxes need be converted
+        pieces: Iterable[Image.Image] = (_to_rgb(image.crop(box)).resize(size, resample) for box in boxes)
+    else:
+        resized = None if windows.resized is None else windows.resized[index].tolist()
+        pieces = _read_beyond(_to_rgb(image), boxes, size, resample, resized)
+    for view, (piece, flip) in enumerate(zip(pieces, windows.flips[index], strict=True)):
+        # Eight times as fast here as a reversed copy in NumPy, which moves single bytes.
+        mirrored = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else piece
+        out[view] = np.frombuffer(mirrored.tobytes(), np.uint8).reshape(out.shape[1:])
+
+
+def _read_beyond(
+    image: Image.Image,
+    boxes: list[tuple[float, float, float, float]],
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    resized: list[int] | None,
+) -> Iterator[Image.Image]:
+    """Yield the windows of an RGB image whose filter may read beyond the boxes.
+
+    Where the size of the resized whole image is known and not excessive, that image is made and cut, in twice the time
+    of resampling the box alone: so pixels equal torchvision's to the bit. ``resize(box=)`` takes the box in single
+    precision and chooses the order of its passes by the box's shape: bicubic pixels are off by up to 2 in Pillow 12, 15
+    in Pillow 13.
+    """
+    if resized is None or resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
+        for box in boxes:
+            yield image.resize(size, resample, box=box)
+        return
+    whole = image.resize((resized[0], resized[1]), resample)
+    for x0, y0, _, _ in boxes:
+        left, top = round(x0 * resized[0] / image.width), round(y0 * resized[1] / image.height)
+        yield whole if whole.size == size else whole.crop((left, top, left + size[0], top + size[1]))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
