@@ -104,7 +104,7 @@ simd_is_complete() {
 # The wheel is built before anything is removed. `enable` makes a missing library an error, where the default leaves the format out;
 # --no-cache-dir because pip's cache of built wheels does not know which compiler flags and libraries a wheel was built with.
 install_simd() {
-    local wheels log
+    local wheels log reason
     wheels=$(mktemp -d)
     log=$wheels/log
     say "compiling $(pinned pillow-simd) for AVX2"
@@ -115,7 +115,8 @@ install_simd() {
         pip install -qq --no-deps --no-index "$wheels"/*.whl
         rm -rf "$wheels"
     else
-        say "pillow-simd does not compile here, so Pillow decodes (slower, same pixels to +-1); its last words: $(tail -n 1 "$log")"
+        reason=$(grep -m 1 -iE 'could not be found|failed:|command .* failed' "$log" || tail -n 1 "$log")
+        say "pillow-simd does not compile here, so the slower Pillow decodes; the reason: $reason"
         rm -rf "$wheels"
         return 1
     fi
