@@ -190,15 +190,19 @@ def load_manifest(source: str | os.PathLike[str]) -> Manifest:
 
 def read_manifest(folder: Folder) -> Manifest:
     """Read the manifest of the dataset in a folder; errors as in `load_manifest`."""
+    return parse_manifest(read_manifest_bytes(folder), folder.where(MANIFEST_NAME))
+
+
+def read_manifest_bytes(folder: Folder) -> bytes:
+    """Return the bytes of the manifest in a folder, unread."""
     where = folder.where(MANIFEST_NAME)
     try:
-        data = folder.read(MANIFEST_NAME)
+        return folder.read(MANIFEST_NAME)
     except FileNotFoundError as error:
         raise ManifestError(
             f"no manifest at {where}: expected a dataset made by 'feeder build'; check the path, or build it again "
             "if its build was interrupted"
         ) from error
-    return parse_manifest(data, where)
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:

@@ -23,6 +23,7 @@ from feeder.shards.images import FORMATS
 from feeder.shards.index import ShardIndex, index_name, open_index
 from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME, Manifest, read_manifest
 from feeder.shards.rows import Reader, Rows, checked_ids
+from feeder.shards.sources import SPLITS
 from feeder.shards.storage import Folder, LocalFolder, open_folder, unreadable
 
 __all__ = ["Reader", "Rows", "ShardReader", "open_dataset"]
@@ -55,8 +56,24 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
                 "interrupted, run the same 'feeder build' again"
             )
         if not os.path.exists(folder.where(MANIFEST_NAME)):
+            if splits := find_datasets(folder.url):
+                raise ManifestError(f"{folder.url} holds several datasets, expected one; open {' or '.join(splits)}")
             return FolderReader(folder.url)
     return ShardReader(folder, read_manifest(folder))
+
+
+def find_datasets(source: str | os.PathLike[str]) -> list[str]:
+    """Return the folders or URLs of the datasets at a place: itself, or its splits; empty when there is none."""
+    folder = open_folder(source)
+    names = [split for split in ("", *SPLITS) if _exists(folder, os.path.join(split, MANIFEST_NAME))]
+    return [folder.where(name) if name else folder.url for name in names]
+
+
+def _exists(folder: Folder, name: str) -> bool:
+    try:
+        return folder.size(name) >= 0
+    except FileNotFoundError:
+        return False
 
 
 class ShardReader:
@@ -213,22 +230,16 @@ class _OpenShards:
         return shard
 
     def _load(self, number: int) -> OpenShard:
-        table = self._manifest.shards
-        name = table.names[number]
-        expected_bytes = int(table.size_bytes[number])
+        name = self._manifest.shards.names[number]
         where = self._folder.where(name)
         descriptor = -1
         try:
             if isinstance(self._folder, LocalFolder):
-                descriptor, size = _open_local(where)
+                descriptor = _open_local(where)
+                _compare_size(where, os.fstat(descriptor).st_size, self._manifest, number)
             else:
-                size = self._folder.size(name)
-            if size != expected_bytes:
-                raise ShardError(
-                    f"shard {where} has {size} bytes, but the manifest says {expected_bytes}; copy it again from the "
-                    "dataset's origin"
-                )
-            return OpenShard(name, where, self._load_index(number), descriptor)
+                check_size(self._folder, self._manifest, number)
+            return OpenShard(name, where, load_index(self._folder, self._manifest, number), descriptor)
         except FileNotFoundError as error:
             raise _missing("shard", where) from error
         except BaseException:
@@ -236,40 +247,56 @@ class _OpenShards:
                 os.close(descriptor)
             raise
 
-    def _load_index(self, number: int) -> ShardIndex:
-        table = self._manifest.shards
-        name = index_name(table.names[number])
-        where = self._folder.where(name)
-        try:
-            buffer = _map(where) if isinstance(self._folder, LocalFolder) else self._folder.read(name)
-        except FileNotFoundError as error:
-            raise _missing("index", where) from error
-        return open_index(
-            buffer,
-            where,
-            shard=table.names[number],
-            samples=int(table.samples[number]),
-            shard_digest=table.digests[number],
-            index_digest=table.index_digests[number],
+
+def check_size(folder: Folder, manifest: Manifest, number: int) -> None:
+    """Raise `ShardError` if a shard is missing or has not the size that the manifest says."""
+    name = manifest.shards.names[number]
+    try:
+        _compare_size(folder.where(name), folder.size(name), manifest, number)
+    except FileNotFoundError as error:
+        raise _missing("shard", folder.where(name)) from error
+
+
+def _compare_size(where: str, size: int, manifest: Manifest, number: int) -> None:
+    if size != (expected := int(manifest.shards.size_bytes[number])):
+        raise ShardError(
+            f"shard {where} has {size} bytes, but the manifest says {expected}; copy it again from the dataset's origin"
         )
 
 
-def _open_local(path: str) -> tuple[int, int]:
-    """Return (descriptor, size in bytes) of a local file."""
+def load_index(folder: Folder, manifest: Manifest, number: int) -> ShardIndex:
+    """Return the index of a shard, mapped if local; `ShardError` if it is missing, cut, altered or of another shard."""
+    table = manifest.shards
+    name = index_name(table.names[number])
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        buffer = _map(folder.where(name)) if isinstance(folder, LocalFolder) else folder.read(name)
+    except FileNotFoundError as error:
+        raise _missing("index", folder.where(name)) from error
+    return open_index(
+        buffer,
+        folder.where(name),
+        shard=table.names[number],
+        samples=int(table.samples[number]),
+        shard_digest=table.digests[number],
+        index_digest=table.index_digests[number],
+    )
+
+
+def _open_local(path: str) -> int:
+    """Return a descriptor of a local file."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise unreadable(path, error) from error
-    return descriptor, os.fstat(descriptor).st_size
 
 
 def _map(path: str) -> Any:
     """Return a read-only mapping of a local file; all processes of a machine share its pages."""
-    descriptor, size = _open_local(path)
+    descriptor = _open_local(path)
     try:
-        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) if size else b""
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) if os.fstat(descriptor).st_size else b""
     except OSError as error:
         raise unreadable(path, error) from error
     finally:

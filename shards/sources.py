@@ -136,7 +136,7 @@ def _listing(root: str) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _walk(root: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-    """Yield (relative path, size) of image files in order: names compare as bytes, a folder's with a zero byte after it.
+    """Yield (relative path, size) of image files in order: names compare as bytes, a folder's with a zero byte behind.
 
     So the order is that of the paths with ``/`` read as a zero byte: all of folder ``a`` comes before ``a-b``, as
     sorted class names have it. `above` are the device and inode numbers of the folders on the way: a link back to one

@@ -1,0 +1,149 @@
+"""``feeder build``: shards and a manifest from a folder of images."""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from feeder.resources import usable_cores
+from feeder.shards.images import CAUSES, MAX_PIXELS
+from feeder.shards.planning import DEFAULT_SHARD_BYTES
+from feeder.shards.writing import ALWAYS_ALLOWED_BAD, BuildOptions, BuildReport, build
+from feeder.tools import console
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+_SHOWN_BAD = 5  # bad images named on the terminal; the file has them all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``feeder build``."""
+    defaults = BuildOptions()
+    parser.add_argument("source", metavar="SOURCE", help="class folders, images alone, or train/ val/ test/ of these")
+    parser.add_argument("dest", metavar="DEST", help="a new or empty folder; splits go to DEST/train and so on")
+    parser.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help="of the shuffle (%(default)s)")
+    parser.add_argument(
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.shuffle,
+        help="lay samples in random order over all shards (on); off keeps the order of names",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=size_bytes,
+        default=DEFAULT_SHARD_BYTES,
+        metavar="SIZE",
+        help="the most bytes of a shard, such as 64MiB (64MiB)",
+    )
+    parser.add_argument("--shard-samples", type=int, metavar="N", help="the most samples of a shard (no limit)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that write shards (cores it may use)")
+    parser.add_argument(
+        "--on-error",
+        choices=("skip", "fail"),
+        default=defaults.on_error,
+        help="set bad images aside, or stop at the first (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=defaults.max_bad_fraction,
+        metavar="F",
+        help=f"with skip, the most that may be bad (%(default)s; {ALWAYS_ALLOWED_BAD} always may, unless it is 0)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=defaults.max_pixels,
+        metavar="N",
+        help=f"an image with more pixels is bad ({MAX_PIXELS:,})",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, then say what was made."""
+    options = BuildOptions(
+        seed=args.seed,
+        shuffle=args.shuffle,
+        shard_bytes=args.shard_size,
+        shard_samples=args.shard_samples,
+        max_pixels=args.max_pixels,
+        on_error=args.on_error,
+        max_bad_fraction=args.max_bad_fraction,
+    )
+    workers = args.workers if args.workers is not None else usable_cores()
+    begin = time.monotonic()
+    with ExitStack() as stack:
+
+        def start(total: int) -> Callable[[int], None]:
+            return stack.enter_context(console.progress(total, "building", "images"))
+
+        report = build(args.source, args.dest, options, workers=workers, start=start)
+    seconds = time.monotonic() - begin
+    if args.json:
+        print(json.dumps(_document(report, seconds)))
+    else:
+        _print(report, seconds)
+    return 0
+
+
+def size_bytes(text: str) -> int:
+    """Read a size such as ``64MiB``, ``100MB`` or ``1000000``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 64MiB, 100MB or 1000000")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _document(report: BuildReport, seconds: float) -> dict[str, Any]:
+    return {
+        "datasets": [
+            {
+                "path": str(dataset.path),
+                "split": dataset.manifest.split,
+                "samples": dataset.manifest.num_samples,
+                "shards": len(dataset.manifest.shards),
+                "classes": len(dataset.manifest.classes),
+                "size_bytes": dataset.manifest.size_bytes,
+                "digest": dataset.manifest.digest,
+            }
+            for dataset in report.datasets
+        ],
+        "samples": report.num_samples,
+        "size_bytes": report.size_bytes,
+        "bad": report.bad_by_cause,
+        "bad_images": str(report.bad_path) if report.bad_path else None,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _print(report: BuildReport, seconds: float) -> None:
+    for dataset in report.datasets:
+        manifest = dataset.manifest
+        classes = f", {len(manifest.classes)} classes" if "label" in manifest.fields else ""
+        console.print_figures(
+            [
+                ("dataset", dataset.path),
+                ("samples", f"{manifest.num_samples:,}{classes}"),
+                ("shards", f"{len(manifest.shards):,}, {console.format_bytes(manifest.size_bytes)}"),
+                ("order", f"shuffled with seed {manifest.shuffle_seed}" if manifest.shuffled else "as in the source"),
+                ("digest", manifest.digest),
+            ]
+        )
+    rate = console.format_rate(report.num_samples, seconds)
+    print(f"built in {console.format_duration(seconds)}, {rate}, {console.format_bytes(report.size_bytes / seconds)}/s")
+    if report.bad_path:
+        print(f"\n{len(report.bad):,} bad images were set aside; {report.bad_path} lists them:")
+        console.print_table(
+            ("cause", "images", "meaning"),
+            [(cause, count, CAUSES[cause]) for cause, count in report.bad_by_cause.items()],
+        )
+        for image in report.bad[:_SHOWN_BAD]:
+            print(f"  {console.printable(image.source)}: {console.printable(image.reason)}")
+    print(f"\nnext: feeder stream {report.datasets[0].path}")
+
+
+# argparse names a type in its sentence by __name__: "invalid size value: 'x'"
+size_bytes.__name__ = "size"

@@ -1,0 +1,71 @@
+"""``feeder verify``: check a dataset for damage."""
+
+import argparse
+import json
+
+import numpy as np
+
+from feeder.resources import usable_cores
+from feeder.shards.reading import find_datasets
+from feeder.shards.verify import LEVELS, VerifyReport, verify
+from feeder.tools import console
+
+_DAMAGED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``feeder verify``."""
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="a dataset made by 'feeder build', or the folder of its splits"
+    )
+    parser.add_argument(
+        "--level",
+        choices=LEVELS,
+        default="quick",
+        help="quick: sizes and indexes; full: also every byte; deep: also decode every image (%(default)s)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="shards checked at once (cores it may use)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a dataset")
+    parser.epilog = "Exit code 0: no damage; 1: damage, all of it listed; 2: no dataset there, or one whose manifest cannot be read."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check each dataset at a place, and list the problems."""
+    threads = max(1, args.threads if args.threads is not None else usable_cores())
+    damaged = False
+    for source in find_datasets(args.dataset) or [args.dataset]:
+        with console.progress(None, "verifying", "shards") as advance:
+            decode = _decode if args.level == "deep" else None
+            report = verify(source, args.level, decode=decode, threads=threads, advance=advance)
+        damaged = damaged or bool(report.problems)
+        if args.json:
+            print(json.dumps({"dataset": source, "level": report.level, "problems": report.problems}))
+        else:
+            _print(source, report)
+    return _DAMAGED if damaged else 0
+
+
+def _print(source: str, report: VerifyReport) -> None:
+    for problem in report.problems:
+        print(console.printable(problem))
+    manifest = report.manifest
+    what = f"{len(manifest.shards):,} shards, {manifest.num_samples:,} samples, level {report.level}"
+    found = f"{len(report.problems):,} problems" if report.problems else "no damage"
+    print(f"{source}: {found} ({what})")
+
+
+def _decode(images: list[bytes], sizes: list[tuple[int, int]]) -> dict[int, str]:
+    """Decode whole images with the reference engine; return why some fail."""
+    from feeder.engines import open_engine
+    from feeder.windows import Windows
+
+    count = len(images)
+    boxes = np.array([[(0, 0, width, height)] for width, height in sizes], np.float64)
+    windows = Windows(
+        sizes=np.array(sizes, np.int32),
+        boxes=boxes,
+        flips=np.zeros((count, 1), np.bool_),
+        clipped=True,
+        interpolation="nearest",  # the pixels are not looked at
+    )
+    return open_engine("pillow").decode(images, windows, np.zeros((count, 1, 1, 1, 3), np.uint8))
