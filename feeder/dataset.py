@@ -278,7 +278,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             )
         if (loaded.engine, loaded.pixels) != (self._engine.name, PIXEL_CONTRACT):
             _log.warning(
-                "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ a little",
+                "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ",
                 *(loaded.engine, loaded.pixels, self._engine.name, PIXEL_CONTRACT),
             )
         if settings != self._settings:
