@@ -41,6 +41,7 @@ from feeder.shards.sources import ImageFiles, scan_source
 from feeder.shards.storage import flush_folder, staged_file
 from feeder.shards.workers import write_shards
 
+SHARDS_PER_WORKER = 3  # a process takes half a second to start, in which one alone writes as many
 ALWAYS_ALLOWED_BAD = 10  # bad images that no fraction forbids: one bad file in a folder of fifty is no reason to stop
 
 
@@ -128,7 +129,8 @@ def build(
             `feeder.shards.sources`.
         dest: a local folder that is empty or does not exist; splits go to ``dest/train`` and so on.
         options: what decides the bytes, and what to do with bad images.
-        workers: processes that write shards; 1 writes in this one. The bytes are the same for any number.
+        workers: at most this many processes write shards, one for every few shards (`SHARDS_PER_WORKER`); 1 writes in
+            this process. The bytes are the same for any number.
         start: called with the number of image files once it is known; returns what is called with the number of files
             done since its last call.
 
@@ -169,7 +171,8 @@ def _build(
         folder = destination.path / files.split if files.split else destination.path
         folder.mkdir(exist_ok=True)
         written = []
-        for shard in write_shards(_tasks(folder, files, plan, options), workers, destination.marker, advance):
+        processes = min(workers, max(1, len(plan) // SHARDS_PER_WORKER))
+        for shard in write_shards(_tasks(folder, files, plan, options), processes, destination.marker, advance):
             limit.count(files, shard.bad)
             written.append(shard)
         shards = _numbered(folder, sorted(written, key=lambda shard: shard.name))

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -15,9 +17,10 @@ _DAMAGED = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``feeder verify``."""
-    parser.add_argument(
-        "dataset", metavar="DATASET", help="a dataset made by 'feeder build', or the folder of its splits"
+    parser.epilog = (
+        "exit code 0: no damage; 1: damage, all of it listed; 2: no dataset there, or an unreadable manifest"
     )
+    parser.add_argument("dataset", metavar="DATASET", help="made by 'feeder build', or the folder of its splits")
     parser.add_argument(
         "--level",
         choices=LEVELS,
@@ -26,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="shards checked at once (cores it may use)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a dataset")
-    parser.epilog = "Exit code 0: no damage; 1: damage, all of it listed; 2: no dataset there, or one whose manifest cannot be read."
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,9 +36,13 @@ def run(args: argparse.Namespace) -> int:
     threads = max(1, args.threads if args.threads is not None else usable_cores())
     damaged = False
     for source in find_datasets(args.dataset) or [args.dataset]:
-        with console.progress(None, "verifying", "shards") as advance:
+        with ExitStack() as stack:
+
+            def start(total: int, stack: ExitStack = stack) -> Callable[[int], None]:
+                return stack.enter_context(console.progress(total, "verifying", "shards"))
+
             decode = _decode if args.level == "deep" else None
-            report = verify(source, args.level, decode=decode, threads=threads, advance=advance)
+            report = verify(source, args.level, decode=decode, threads=threads, start=start)
         damaged = damaged or bool(report.problems)
         if args.json:
             print(json.dumps({"dataset": source, "level": report.level, "problems": report.problems}))
