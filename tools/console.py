@@ -16,6 +16,7 @@ from typing import Any, Protocol
 LINE_INTERVAL_S = 5.0  # plain progress lines: rare enough for a log, often enough to see that work goes on
 
 _quiet = False
+_warned: set[str] = set()  # a warning is worth saying once
 
 
 class Advance(Protocol):
@@ -29,6 +30,7 @@ def session(*, quiet: bool = False) -> Iterator[None]:
     """For the length of a command, print warnings and log records of shardfeed as one line each; be quiet if asked."""
     global _quiet
     previous, _quiet = _quiet, quiet
+    _warned.clear()
     handler = _Handler(logging.WARNING)
     logger = logging.getLogger("feeder")
     logger.addHandler(handler)
@@ -55,7 +57,10 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def warn(sentence: str) -> None:
-    """Print one line of warning on standard error."""
+    """Print one line of warning on standard error, unless this command printed the same before."""
+    if sentence in _warned:
+        return
+    _warned.add(sentence)
     print(f"feeder: warning: {printable(sentence)}", file=sys.stderr, flush=True)
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_SHEET_WIDTH = 1600  # pixels: fits a screen; a sheet is wider only if one sample is
+_SHEET_WIDTH = 1920  # pixels: fits a screen; a sheet is wider only if one sample is
 _SMALLEST, _LARGEST = 112, 320  # pixels: smaller images are enlarged to have legible captions, larger ones reduced
 _GAP = 8  # pixels between tiles
 _TEXT_SIZE, _LINE = 12, 16  # pixels

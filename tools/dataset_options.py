@@ -74,6 +74,14 @@ def read_state(path: Path) -> Any:
         ) from None
 
 
+def count(text: str) -> int:
+    """Read a number of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
 def _shuffle(args: argparse.Namespace) -> "bool | Shuffle":
     from feeder.errors import ConfigError
     from feeder.order import Shuffle
@@ -95,4 +103,5 @@ def _lanes(text: str) -> int | str:
 
 
 # argparse names a type in its sentence by __name__: "invalid number or 'all' value: 'x'"
+count.__name__ = "number"
 _window.__name__, _lanes.__name__ = "number or 'all'", "number or 'auto'"

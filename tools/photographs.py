@@ -137,41 +137,42 @@ def _shape(draws: _Draws, x: FloatImage, y: FloatImage) -> tuple[FloatImage, Flo
     return inside, shade
 
 
-def make_photographs(folder: Path, count: int, seed: int, processes: int, advance: Advance) -> int:
-    """Write ``count`` pictures as class folders, unless exactly these are there already; return how many were made.
+def are_made(folder: Path, count: int, seed: int) -> bool:
+    """Return whether ``folder`` holds exactly what `make_photographs` would make."""
+    try:
+        written = json.loads((folder / _RECIPE_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(written == _recipe(count, seed)) and sum(1 for _ in folder.glob("*/*.jpg")) == count
 
-    A file that tells the recipe is written last: without it a folder counts as unfinished and is made anew.
+
+def make_photographs(folder: Path, count: int, seed: int, processes: int, advance: Advance) -> None:
+    """Write ``count`` pictures as class folders; last a file that tells the recipe, so that its presence says "whole".
 
     Args:
-        folder: made if missing; what is in it is removed when it is not this very set.
+        folder: made if missing; what is in it is removed first.
+        count: how many.
+        seed: of all pictures.
         processes: worker processes; few pictures are made in this one.
         advance: told of every picture made.
     """
-    recipe = {"version": _RECIPE_VERSION, "seed": seed, "count": count}
-    if _is_whole(folder, recipe):
-        return 0
     if folder.exists():
         shutil.rmtree(folder)
     for label in range(min(count, CLASSES)):
         (folder / _class_name(label)).mkdir(parents=True)
-    numbers = [range(first, min(first + _BATCH, count)) for first in range(0, count, _BATCH)]
     if processes == 1 or count <= _FEW:
         studio = Studio(seed)
         for number in range(count):
             advance(1, size_bytes=_write(studio, folder, number))
     else:
+        numbers = [range(first, min(first + _BATCH, count)) for first in range(0, count, _BATCH)]
         for batch, size_bytes in _made_elsewhere(folder, seed, numbers, processes):
             advance(batch, size_bytes=size_bytes)
-    (folder / _RECIPE_FILE).write_text(json.dumps(recipe))
-    return count
+    (folder / _RECIPE_FILE).write_text(json.dumps(_recipe(count, seed)))
 
 
-def _is_whole(folder: Path, recipe: dict[str, int]) -> bool:
-    try:
-        written = json.loads((folder / _RECIPE_FILE).read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(written == recipe) and sum(1 for _ in folder.glob("*/*.jpg")) == recipe["count"]
+def _recipe(count: int, seed: int) -> dict[str, int]:
+    return {"version": _RECIPE_VERSION, "seed": seed, "count": count}
 
 
 def _class_name(label: int) -> str:

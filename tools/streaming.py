@@ -25,7 +25,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from feeder import optional
 from feeder.errors import ConfigError, FeederError, StalledError
 from feeder.placement import Placement, resolve_placement
 from feeder.tools import console
-from feeder.tools.dataset_options import add_dataset_options, open_stream
+from feeder.tools.dataset_options import add_dataset_options, count, open_stream
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
@@ -76,11 +76,11 @@ class EpochReport:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_options(parser, transform="imagenet-train:224")
     stream = parser.add_argument_group("stream")
-    stream.add_argument("--epochs", type=_count, default=1, metavar="N", help="epochs, the first one included (1)")
-    stream.add_argument("--epoch", type=_count, metavar="N", help="first epoch (0, or that of the state)")
-    stream.add_argument("--position", type=_count, metavar="N", help="samples of the first epoch to leave out (0)")
-    stream.add_argument("--steps", type=_count, metavar="N", help="stop after so many steps in all")
-    stream.add_argument("--workers", type=_count, default=0, metavar="N", help="DataLoader workers (0: this process)")
+    stream.add_argument("--epochs", type=count, default=1, metavar="N", help="epochs, the first one included (1)")
+    stream.add_argument("--epoch", type=count, metavar="N", help="first epoch (0, or that of the state)")
+    stream.add_argument("--position", type=count, metavar="N", help="samples of the first epoch to leave out (0)")
+    stream.add_argument("--steps", type=count, metavar="N", help="stop after so many steps in all")
+    stream.add_argument("--workers", type=count, default=0, metavar="N", help="DataLoader workers (0: this process)")
     stream.add_argument("--start-method", choices=multiprocessing.get_all_start_methods(), help="of workers")
     report = parser.add_argument_group("report")
     report.add_argument("--digest", choices=("ids", "pixels"), default="ids", help="pixels: of ids, and of both (ids)")
@@ -94,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_stream(args, arrays="torch" if args.workers else "numpy")
     position = _seek(dataset, args)
     placement = resolve_placement(args.rank, args.world_size)
+    steps_per_epoch = len(dataset)  # refuses an epoch without steps, before anything is printed
     if not args.json:
-        _print_head(dataset, args)
+        _print_head(dataset, args, steps_per_epoch)
     cpu_start_s, start = _cpu_seconds(), time.perf_counter()
     reports: list[EpochReport] = []
     loader = make_loader(dataset, args.workers, args.start_method)
@@ -155,6 +156,7 @@ def stream_epoch(
     expected: int | None = None,
     steps: int | None = None,
     pixels: bool = False,
+    observe: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[EpochReport | None, dict[str, Any] | None]:
     """Stream the dataset's next epoch; return what came and the state behind it, or (None, None) if nothing did.
 
@@ -164,10 +166,11 @@ def stream_epoch(
         expected: images to come, for the progress bar.
         steps: stop after so many.
         pixels: whether to digest pixels, too.
+        observe: called with every batch.
     """
     ids_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     pixels_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    count = images = 0
+    batches = images = 0
     first: dict[str, Any] = {}
     state: dict[str, Any] | None = None
     label = f"epoch {dataset.epoch}"
@@ -184,13 +187,15 @@ def stream_epoch(
                 pixels_digest.update(ids)
                 pixels_digest.update(image_array(batch).data)
             valid = int(np.count_nonzero(np.asarray(batch["valid"])))
-            count, images, state = count + 1, images + valid, batch["state"]
+            batches, images, state = batches + 1, images + valid, batch["state"]
+            if observe is not None:
+                observe(batch)
             advance(valid)
     if not first:
         return None, None
     report = EpochReport(
         **first,
-        steps=count,
+        steps=batches,
         images=images,
         seconds=time.perf_counter() - start,
         ids=ids_digest.hexdigest(),
@@ -241,6 +246,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
     if args.state is not None and (args.epoch is not None or args.position is not None):
         raise ConfigError("--state says where to start, and so do --epoch and --position; give one or the other")
+    if args.save_state is not None and not Path(args.save_state).absolute().parent.is_dir():
+        raise ConfigError(f"--save-state {args.save_state} cannot be written: its folder does not exist; make it first")
 
 
 def _seek(dataset: "ImageDataset", args: argparse.Namespace) -> int:
@@ -292,7 +299,7 @@ def _settings(dataset: "ImageDataset", args: argparse.Namespace) -> dict[str, An
     }
 
 
-def _print_head(dataset: "ImageDataset", args: argparse.Namespace) -> None:
+def _print_head(dataset: "ImageDataset", args: argparse.Namespace, steps_per_epoch: int) -> None:
     settings, order = _settings(dataset, args), dataset.order_settings
     kind = (
         f"seed {order.seed}, {order.lanes:,} lanes, window {order.window or 'all'}" if order.shuffle else "not shuffled"
@@ -302,7 +309,8 @@ def _print_head(dataset: "ImageDataset", args: argparse.Namespace) -> None:
         [
             ("dataset", f"{args.dataset}, {dataset.num_samples:,} images, digest {dataset.manifest.digest[:16]}"),
             ("order", kind),
-            ("rank", f"{settings['rank']} of {settings['world_size']}, global batch {settings['global_batch']:,}"),
+            ("rank", f"{settings['rank']} of {settings['world_size']}"),
+            ("batches", f"global batch {settings['global_batch']:,}, {steps_per_epoch:,} steps an epoch"),
             ("pixels", f"{args.transform}, engine {dataset.engine}, {args.workers} workers, threads {threads}"),
         ]
     )
@@ -324,14 +332,3 @@ def _cpu_seconds() -> float:
     """Return the CPU time of this process and of those of its children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _count(text: str) -> int:
-    """Read a number of at least 0."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is less than 0")
-    return number
-
-
-_count.__name__ = "number"  # argparse says "invalid number value: 'x'"
