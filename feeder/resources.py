@@ -1,9 +1,9 @@
 """What this process may use of the machine: cores, memory and shared memory.
 
 A container sees all cores of its host in ``os.cpu_count`` and all of its memory in ``/proc/meminfo``. What the kernel
-enforces are the limits of its control group: CPU time by throttling, memory by killing. So they are read where the kernel
-has them (cgroup v2: ``cpu.max``, ``memory.max``; v1: ``cpu.cfs_quota_us``, ``memory.limit_in_bytes``), in the group of
-this process and in all groups above it, and the tightest counts.
+enforces are the limits of its control group: CPU time by throttling, memory by killing. So they are read where the
+kernel has them (cgroup v2: ``cpu.max``, ``memory.max``; v1: ``cpu.cfs_quota_us``, ``memory.limit_in_bytes``), in the
+group of this process and in all groups above it, and the tightest counts.
 
 The functions read files below ``root``, the root of the file system; tests give a directory with a small tree of files.
 """
