@@ -52,7 +52,7 @@ def parse(text: str) -> tuple[Transform, ...]:
     """
     name, *options = text.split(":")
     if name not in _PRESETS or len(options) > 2:
-        known = " and ".join(_PRESETS)
+        known = " or ".join(_PRESETS)
         raise ConfigError(f"transform {text!r} is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is {known}")
     preset = _PRESETS[name]
     if not options:

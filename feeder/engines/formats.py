@@ -123,9 +123,12 @@ def _check_mode(mode: str) -> None:
         raise BadImageError(f"has pixels of mode {mode}, which do not become RGB in one agreed way")
 
 
+_REASON_CHARACTERS = 120  # some readers quote the bytes they stumbled over
+
+
 def _bad_or_unable(name: str, error: Exception) -> Exception:
     """Return what to raise for an exception of a reader: its clause, or that this installation lacks a decoder."""
-    text = " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)).split()).rstrip(".")
+    text = " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)).split()).rstrip(".")[:_REASON_CHARACTERS]
     if isinstance(error, OSError) and re.fullmatch(r"decoder \w+ not available", text):
         return ConfigError(
             f"the installed Pillow has no {text.split()[1]} decoder, which a {name} image of the dataset needs; "

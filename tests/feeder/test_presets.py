@@ -1,0 +1,68 @@
+"""Presets and their spelling."""
+
+import pytest
+
+from feeder import presets
+from feeder.augment import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize, compile_transforms
+from feeder.errors import ConfigError
+
+
+def test_training_is_a_random_resized_crop_and_a_flip():
+    assert presets.imagenet_train() == (RandomResizedCrop(224), RandomHorizontalFlip(0.5))
+    assert presets.imagenet_train(96, interpolation="bicubic", normalize=True) == (
+        RandomResizedCrop(96, interpolation="bicubic"),
+        RandomHorizontalFlip(0.5),
+        Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    )
+
+
+def test_evaluation_resizes_to_256_of_224():
+    assert presets.imagenet_eval() == (Resize(256), CenterCrop(224))
+    assert presets.imagenet_eval(448) == (Resize(512), CenterCrop(448))
+    assert presets.imagenet_eval(224, resize=232, interpolation="bicubic")[0] == Resize(232, "bicubic")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 160, 224, 299, 512])
+def test_every_size_compiles(size):
+    for make in (presets.imagenet_train, presets.imagenet_eval):
+        assert compile_transforms(make(size, normalize=True)).size == (size, size)
+
+
+def test_parse():
+    assert presets.parse("imagenet-train") == presets.imagenet_train()
+    assert presets.parse("imagenet-eval:160") == presets.imagenet_eval(160)
+    assert presets.parse("imagenet-train:224:bicubic") == presets.imagenet_train(interpolation="bicubic")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "imagenet",
+            (
+                "transform 'imagenet' is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is imagenet-train or "
+                "imagenet-eval"
+            ),
+        ),
+        (
+            "imagenet-eval:224:bicubic:x",
+            (
+                "transform 'imagenet-eval:224:bicubic:x' is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is "
+                "imagenet-train or imagenet-eval"
+            ),
+        ),
+        (
+            "imagenet-train:big",
+            "transform 'imagenet-train:big' has the size 'big'; write a number of pixels, as in imagenet-train:224",
+        ),
+        ("imagenet-train:0", "RandomResizedCrop got size=0; give a side or (height, width), whole pixels above 0"),
+        (
+            "imagenet-train:224:cubic",
+            "RandomResizedCrop got interpolation='cubic'; give one of 'bilinear', 'bicubic', 'nearest'",
+        ),
+    ],
+)
+def test_parse_refusals(text, sentence):
+    with pytest.raises(ConfigError) as caught:
+        presets.parse(text)
+    assert str(caught.value) == sentence
