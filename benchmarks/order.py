@@ -27,7 +27,7 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
         save_manifest(_manifest(_SHARDS // scale, _SAMPLES // scale), folder)
         for window in ("8 shards", "all"):
             command = [sys.executable, "-m", "benchmarks.order", folder, window, str(scale)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             rows.append({"window": window, **json.loads(output)})
     return rows
 

@@ -1,0 +1,127 @@
+"""The pipeline does what the numbered lines of its module say, when things go wrong above all."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from feeder import pipeline
+from feeder.augment import RandomResizedCrop, compile_transforms
+from feeder.errors import StalledError
+from feeder.order import Order, OrderSettings, RankBatch
+from feeder.pipeline import Pipeline, Step
+from feeder.shards.rows import Rows
+
+
+class Memory:
+    """A reader whose images are their ids; it fails at some, and can be held."""
+
+    def __init__(self, broken=()):
+        self.broken = set(broken)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.reads = []
+
+    def read(self, ids):
+        self.gate.wait()
+        self.reads.append(ids.tolist())
+        for sample in ids.tolist():
+            if sample in self.broken:
+                raise OSError(f"disk error at {sample}")
+        size = np.full(len(ids), 8, np.int32)
+        rows = Rows(
+            keys=[f"k{sample}" for sample in ids],
+            labels=ids % 3,
+            widths=size,
+            heights=size,
+            formats=["raw"] * len(ids),
+        )
+        return rows, [bytes([sample]) for sample in ids.tolist()]
+
+
+class Fill:
+    """An engine that fills an image with its only byte."""
+
+    name = "fill"
+
+    def decode(self, images, windows, out):
+        for row, data in zip(out, images, strict=True):
+            row[:] = data[0]
+        return {}
+
+
+def make(reader, **changes):
+    """Make a pipeline over 100 samples."""
+    settings = OrderSettings(seed=0, shuffle=False, lanes=1, window=0, sticky=False)
+    chosen = {"on_error": "raise", "max_bad_fraction": 0.0, "threads": 2, **changes}
+    return Pipeline(
+        source=reader,
+        order=Order(np.array([100]), settings),
+        geometry=compile_transforms([RandomResizedCrop(4)]),
+        engine=Fill(),
+        **chosen,
+    )
+
+
+def steps(count, size=5):
+    """Yield steps of consecutive ids."""
+    for number in range(count):
+        ids = np.arange(number * size, (number + 1) * size)
+        samples = RankBatch(ids=ids, copies=np.zeros(size, np.int64), valid=np.ones(size, np.bool_))
+        yield Step(epoch=0, position=number * size, samples=samples)
+
+
+def test_batches_come_out_in_order_and_filled():
+    batches = list(make(Memory()).batches(steps(20)))
+    assert [batch["id"].tolist() for batch in batches] == [list(range(5 * n, 5 * n + 5)) for n in range(20)]
+    assert all((batch["image"] == batch["id"][:, None, None, None]).all() for batch in batches)
+    assert batches[3]["key"] == ["k15", "k16", "k17", "k18", "k19"]
+
+
+def test_an_error_of_the_storage_comes_out_where_its_batch_would():
+    batches = make(Memory(broken=[12])).batches(steps(20))
+    assert [next(batches)["position"] for _ in range(2)] == [0, 5]
+    with pytest.raises(OSError, match="disk error at 12"):
+        next(batches)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_only_a_few_batches_are_under_way():
+    reader = Memory()
+    batches = make(reader, prefetch=2, threads=1).batches(steps(20))
+    next(batches)
+    assert max(max(ids) for ids in reader.reads) < 15
+
+
+def test_leaving_early_cancels_what_has_not_started():
+    reader = Memory()
+    machine = make(reader, threads=1, prefetch=3)
+    batches = machine.batches(steps(20))
+    next(batches)
+    reader.gate.clear()
+    batches.close()
+    reader.gate.set()
+    machine.close()
+    assert len(reader.reads) < 4 * 5
+
+
+def test_a_hung_storage_is_an_error_that_names_the_stage(monkeypatch):
+    monkeypatch.setattr(pipeline, "STALL_LIMIT_S", 0.05)
+    reader = Memory()
+    reader.gate.clear()
+    with pytest.raises(StalledError) as caught:
+        next(make(reader).batches(steps(1)))
+    assert str(caught.value) == (
+        "reading and decoding made no progress for 0 s at epoch 0, position 0; check the storage that holds the dataset"
+    )
+    reader.gate.set()
+
+
+def test_a_timeout_of_the_storage_is_not_taken_for_ours():
+    class Impatient(Memory):
+        def read(self, ids):
+            raise TimeoutError("the storage gave up")
+
+    with pytest.raises(TimeoutError, match="the storage gave up"):
+        next(make(Impatient()).batches(steps(1)))
