@@ -24,6 +24,7 @@ from feeder.resources import usable_cores
 from feeder.shards.errors import ShardsError
 from feeder.shards.manifest import Manifest
 from feeder.shards.reading import open_dataset
+from feeder.shards.sources import UNREADABLE, scan_source
 from feeder.shards.writing import BuildOptions, build
 from feeder.tools import console
 from feeder.tools.dataset_options import count
@@ -51,8 +52,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--images says how many photographs to make, and --photos to make none; give one of them")
     if args.images is not None and args.images < LEAST_IMAGES:
         raise ConfigError(f"--images is {args.images}; the demonstration needs at least {LEAST_IMAGES}")
-    optional.load("pillow")
     folder = Path(args.dir)
+    if args.photos is not None and Path(args.photos).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--photos {args.photos} lies in {folder}, whose content the demonstration replaces; move one"
+        )
+    optional.load("pillow")
     _claim(folder, fresh=args.fresh)
     photographs = Path(args.photos) if args.photos else _make_photographs(folder / "photographs", args)
     shards, manifest = _make_shards(photographs, folder, args.seed)
@@ -132,14 +137,14 @@ def _build(photographs: Path, shards: Path, seed: int, record: Path, wanted: dic
     return largest.path, largest.manifest
 
 
-def _fingerprint(folder: Path) -> str:
-    """Return a digest of the names, sizes and times of the files below a folder: it changes when they do."""
+def _fingerprint(photographs: Path) -> str:
+    """Return a digest of the names, sizes and times of the image files below a folder: it changes when they do."""
     digest = hashlib.blake2b(digest_size=16)
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            status = os.stat(os.path.join(where, name))
-            digest.update(os.fsencode(f"{where}/{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+    for part in scan_source(photographs):
+        for path, size_bytes in zip(part.paths, part.sizes.tolist(), strict=True):
+            name = os.path.join(part.root, path)
+            changed_ns = 0 if size_bytes == UNREADABLE else os.stat(name).st_mtime_ns
+            digest.update(os.fsencode(f"{name}\0{size_bytes}\0{changed_ns}\0"))
     return digest.hexdigest()
 
 
