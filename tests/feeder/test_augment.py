@@ -161,22 +161,22 @@ class TestCompile:
             (
                 [Resize(256)],
                 (
-                    "Resize(256) alone gives images of different sizes, which cannot be one batch: add CenterCrop(256) after "
-                    "it, or write Resize((256, 256))"
+                    "Resize(256) alone gives images of different sizes, which cannot be one batch: add CenterCrop(256) "
+                    "after it, or write Resize((256, 256))"
                 ),
             ),
             (
                 [CenterCrop(224)],
                 (
-                    "CenterCrop(224) without Resize needs every stored image to be that large, and borders are not padded: "
-                    "put Resize(224) before it"
+                    "CenterCrop(224) without Resize needs every stored image to be that large, and borders are not "
+                    "padded: put Resize(224) before it"
                 ),
             ),
             (
                 [Resize(256), CenterCrop((224, 300))],
                 (
-                    "CenterCrop((224, 300)) is larger than the images that Resize(256) gives, and borders are not padded: "
-                    "crop at most what is there, or resize to more"
+                    "CenterCrop((224, 300)) is larger than the images that Resize(256) gives, and borders are not "
+                    "padded: crop at most what is there, or resize to more"
                 ),
             ),
             (
@@ -186,8 +186,8 @@ class TestCompile:
             (
                 [Resize(256, max_size=500), CenterCrop(224)],
                 (
-                    "Resize has max_size=500; images would come out smaller than a fixed size, and those cannot be one batch: "
-                    "drop max_size, or write Resize((height, width))"
+                    "Resize has max_size=500; images would come out smaller than a fixed size, and those cannot be one "
+                    "batch: drop max_size, or write Resize((height, width))"
                 ),
             ),
             (
@@ -201,15 +201,15 @@ class TestCompile:
             (
                 [RandomResizedCrop(96), RandomResizedCrop(224)],
                 (
-                    "RandomResizedCrop stands twice in the transforms; an output image is one box of the stored image: keep "
-                    "one, or ask for two crops with views=2"
+                    "RandomResizedCrop stands twice in the transforms; an output image is one box of the stored image: "
+                    "keep one, or ask for two crops with views=2"
                 ),
             ),
             (
                 [Resize(256), RandomResizedCrop(224)],
                 (
-                    "Resize and RandomResizedCrop together would resample pixels twice; RandomResizedCrop already gives the "
-                    "final size from the stored image: keep it alone"
+                    "Resize and RandomResizedCrop together would resample pixels twice; RandomResizedCrop already "
+                    "gives the final size from the stored image: keep it alone"
                 ),
             ),
             (
@@ -224,9 +224,9 @@ class TestCompile:
             (
                 [Resize((3, 3)), type("ToTensor", (), {})()],
                 (
-                    "transform ToTensor is not known; boxes and flips are planned before an image is read, so only these are: "
-                    "RandomResizedCrop, Resize, CenterCrop, RandomHorizontalFlip, Normalize; batches are uint8 RGB already, "
-                    "and other operations belong on the batch"
+                    "transform ToTensor is not known; boxes and flips are planned before an image is read, so only "
+                    "these are: RandomResizedCrop, Resize, CenterCrop, RandomHorizontalFlip, Normalize; batches are "
+                    "uint8 RGB already, and other operations belong on the batch"
                 ),
             ),
             (

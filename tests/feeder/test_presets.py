@@ -47,8 +47,8 @@ def test_parse():
         (
             "imagenet-eval:224:bicubic:x",
             (
-                "transform 'imagenet-eval:224:bicubic:x' is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is "
-                "imagenet-train or imagenet-eval"
+                "transform 'imagenet-eval:224:bicubic:x' is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME "
+                "is imagenet-train or imagenet-eval"
             ),
         ),
         (
