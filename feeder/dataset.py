@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from feeder import optional, tensors
+from feeder import tensors
 from feeder.augment import Geometry, Transform, compile_transforms
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
@@ -103,7 +103,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         if rank is not None or world_size is not None:
             resolve_placement(rank, world_size)
         if arrays == "torch":
-            optional.load("torch")
+            tensors.require()
         self._as_tensors = _one_of("arrays", arrays, ("auto", "torch", "numpy")) != "numpy" and tensors.AVAILABLE
         self._geometry: Geometry = compile_transforms(transform, views=views)
         self._engine: Engine = open_engine(engine)

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["AVAILABLE", "IterableDataset", "from_arrays", "process_group", "worker"]
+from feeder.optional import load
+
+__all__ = ["AVAILABLE", "IterableDataset", "data_loader", "from_arrays", "process_group", "require", "worker"]
 
 AVAILABLE = True  # whether torch is installed
 
@@ -22,6 +24,22 @@ else:
 
             def __class_getitem__(cls, item: Any) -> type:
                 return cls
+
+
+def require() -> None:
+    """Raise MissingPackageError unless torch can be imported."""
+    load("torch")
+
+
+def data_loader(dataset: Any, *, workers: int, start_method: str | None = None) -> Any:
+    """Return a DataLoader that carries the whole batches of ``dataset``; its workers stay from epoch to epoch.
+
+    Raises:
+        MissingPackageError: torch cannot be imported.
+    """
+    return load("torch").utils.data.DataLoader(
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start_method, persistent_workers=True
+    )
 
 
 def worker() -> tuple[int, int]:

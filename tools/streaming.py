@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder import optional
 from feeder.errors import ConfigError, FeederError, StalledError
 from feeder.placement import Placement, resolve_placement
 from feeder.tools import console
@@ -143,9 +142,9 @@ def make_loader(dataset: "ImageDataset", workers: int, start_method: str | None 
     """Return what a training loop iterates over: a DataLoader, or without workers the dataset itself."""
     if workers == 0:
         return dataset
-    loader: Iterable[dict[str, Any]] = optional.load("torch").utils.data.DataLoader(
-        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start_method, persistent_workers=True
-    )
+    from feeder import tensors  # brings torch
+
+    loader: Iterable[dict[str, Any]] = tensors.data_loader(dataset, workers=workers, start_method=start_method)
     return loader
 
 
