@@ -79,9 +79,9 @@ class ShardTable(NamedTuple):
         return len(self.names)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Manifest:
-    """A dataset: what it holds and the shards it is made of.
+    """A dataset: what it holds and the shards it is made of. Two are equal if their digests are.
 
     Attributes:
         digest: the dataset digest, hexadecimal; two datasets with one digest have the same bytes.
@@ -104,6 +104,12 @@ class Manifest:
     shuffle_seed: int | None
     build: Mapping[str, Any]
     shards: ShardTable
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Manifest) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @functools.cached_property
     def first_ids(self) -> NDArray[np.int64]:

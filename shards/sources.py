@@ -146,7 +146,7 @@ def _walk(root: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterato
     try:
         status = os.stat(folder)
         with os.scandir(folder) as scan:
-            entries = [(os.fsencode(e.name) + b"\0" * e.is_dir(), e) for e in scan if not e.name.startswith(".")]
+            entries = [(os.fsencode(e.name) + b"\0" * _is_folder(e), e) for e in scan if e.name[0] != "."]
     except OSError as error:
         raise unreadable(folder, error) from error
     identity = (status.st_dev, status.st_ino)
@@ -158,6 +158,14 @@ def _walk(root: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterato
             yield from _walk(root, path, (*above, identity))
         elif os.path.splitext(entry.name)[1].lower() in FILE_EXTENSIONS:
             yield path, _size(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a folder or a link to one; a link that leads nowhere, or to itself, is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _size(entry: os.DirEntry[str]) -> int:

@@ -111,7 +111,7 @@ class BuildReport:
 
     @property
     def bad_by_cause(self) -> dict[str, int]:
-        return dict(Counter(image.cause for image in self.bad))
+        return _most_first(Counter(image.cause for image in self.bad))
 
 
 def build(
@@ -205,7 +205,11 @@ class _BadLimit:
 
     def described(self) -> str:
         """Return the counts by cause as text."""
-        return ", ".join(f"{count} {cause}" for cause, count in self._causes.most_common())
+        return ", ".join(f"{count} {cause}" for cause, count in _most_first(self._causes).items())
+
+
+def _most_first(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _ignore(images: int) -> None:

@@ -1,0 +1,257 @@
+"""Builds that are killed, interrupted, out of space, or two at a time."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feeder.shards import packing, writing
+from feeder.shards.destination import claim_destination
+from feeder.shards.errors import DestinationError, ManifestError
+from feeder.shards.reading import open_dataset
+from feeder.shards.writing import BuildOptions, build
+from tests.images import write_image_folder
+
+OPTIONS = BuildOptions(shard_samples=6)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Two splits, so that there are several manifests, and a bad image, so that there is a list of them."""
+    write_image_folder(tmp_path / "images" / "train")
+    write_image_folder(tmp_path / "images" / "val", per_class=2)
+    (tmp_path / "images" / "val" / "bee" / "z.jpg").write_bytes(b"broken")
+    return tmp_path / "images"
+
+
+def run_script(body: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    script = "import os, signal, sys\nfrom feeder.shards.writing import *\n" + textwrap.dedent(body)
+    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+
+
+# The number of a step at which the process kills itself: images, calls of fsync and of rename are counted together
+KILLED = """
+    steps = int(sys.argv[3])
+    def step(*_):
+        global steps
+        steps -= 1
+        if steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def counted(function):
+        def call(*arguments):
+            step()
+            return function(*arguments)
+        return call
+    os.fsync, os.replace, os.unlink = counted(os.fsync), counted(os.replace), counted(os.unlink)
+    build(sys.argv[1], sys.argv[2], BuildOptions(shard_samples=6), start=lambda total: step)
+    print("steps left", steps)
+"""
+
+
+def test_a_build_killed_at_any_step_leaves_no_manifest_and_the_next_is_undisturbed(
+    source: Path, tmp_path: Path
+) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    build(source, undisturbed, OPTIONS)
+    steps = 1000 - int(run_script(KILLED, source, tmp_path / "counted", "1000").stdout.split()[-1])
+    assert files_of(tmp_path / "counted") == files_of(undisturbed)
+    last = list(range(steps - 14, steps))  # the list of bad images, the manifests, the marker
+    for step in [0, 1, 7, 20, 33, *last]:
+        out = tmp_path / f"killed-{step}"
+        assert run_script(KILLED, source, out, str(step)).returncode == -signal.SIGKILL
+        assert (out / ".building").exists()
+        for split in ("train", "val"):
+            if (out / split / "manifest.json").exists():  # then all of that split is there
+                assert {path.name for path in (out / split).iterdir()} == {
+                    path.name for path in (undisturbed / split).iterdir()
+                }
+        with pytest.raises(ManifestError, match="is the destination of a build that has not finished"):
+            open_dataset(out)
+        build(source, out, OPTIONS)
+        assert files_of(out) == files_of(undisturbed)
+
+
+def test_workers_die_with_a_killed_build(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = """
+        if __name__ == "__main__":
+            from multiprocessing import active_children
+            def advance(images):
+                print(*(child.pid for child in active_children()), flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            build(sys.argv[1], sys.argv[2], BuildOptions(shard_samples=1), workers=2, start=lambda total: advance)
+    """
+    killed = run_script(script, source, out)
+    assert killed.returncode == -signal.SIGKILL
+    workers = [int(pid) for pid in killed.stdout.split()]
+    assert len(workers) == 2
+    # run() returned because the workers, which hold the other ends of its pipes, are gone
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+            raise ProcessLookupError
+    build(source, out, OPTIONS)
+    assert open_dataset(out / "train").manifest.num_samples == 36
+
+
+def test_ctrl_c_empties_the_destination(source: Path, tmp_path: Path) -> None:
+    script = """
+        def advance(images):
+            os.kill(os.getpid(), signal.SIGINT)
+        build(sys.argv[1], sys.argv[2], start=lambda total: advance)
+    """
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new/inner/out"):
+        interrupted = run_script(script, source, tmp_path / name)
+        assert "KeyboardInterrupt" in interrupted.stderr
+    assert list((tmp_path / "there").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("at", [0, 3, 11])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    real, count = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if count > at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DestinationError) as caught:
+        build(source, tmp_path / "out", OPTIONS)
+    assert str(caught.value).startswith(f"cannot write {tmp_path}/out")
+    assert str(caught.value).endswith(
+        ": No space left on device; nothing of this build was kept, free space or choose another destination and run it "
+        "again"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_limit_of_the_file_size_is_one_sentence(source: Path, tmp_path: Path) -> None:
+    script = """
+        import resource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        try:
+            build(sys.argv[1], sys.argv[2])
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    limited = run_script(script, source, tmp_path / "out")
+    assert limited.stdout == (
+        f"DestinationError cannot write {tmp_path}/out/train/shard-000000.tar: File too large; nothing of this build was "
+        "kept, free space or choose another destination and run it again\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_builders_at_one_destination(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def start(total: int) -> Callable[[int], None]:
+        with pytest.raises(DestinationError) as caught:
+            build(source, out)
+        assert str(caught.value) == (
+            f"destination {out} is in use by another build; wait until it has finished, or choose another destination"
+        )
+        return lambda images: None
+
+    build(source, out, OPTIONS, start=start)
+    assert open_dataset(out / "train").manifest.num_samples == 36
+    assert not (out / ".building").exists()
+
+
+def test_leftovers_are_removed_only_where_a_marker_vouches_for_them(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run_script(KILLED, source, out, "30").returncode == -signal.SIGKILL
+    (out / "train" / "notes.txt").write_text("mine")
+    before = files_of(out)
+    with pytest.raises(DestinationError, match=r"is not empty: it holds train/notes.txt; choose another destination"):
+        build(source, out)
+    assert files_of(out) == before
+    (out / "train" / "notes.txt").unlink()
+    (out / ".building").unlink()
+    before = files_of(out)
+    with pytest.raises(DestinationError, match="is not empty: it holds "):
+        build(source, out)
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize("text", [b"", b"somebody else's file"])
+def test_a_marker_without_our_text_vouches_for_nothing(source: Path, tmp_path: Path, text: bytes) -> None:
+    out = tmp_path / "out"
+    build(source, out, OPTIONS)
+    (out / ".building").write_bytes(text)
+    before = files_of(out)
+    with pytest.raises(DestinationError, match="is not empty"):
+        build(source, out)
+    assert files_of(out) == before
+
+
+def test_a_builder_that_comes_while_another_finishes_does_no_harm(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks at the folder while it is empty, and makes its marker when the first has finished."""
+    out = tmp_path / "out"
+    out.mkdir()
+    real = os.open
+    built: list[Any] = []
+
+    def open_late(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith(".building") and not built:
+            built.append(None)
+            build(source, out, OPTIONS)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_late)
+    with pytest.raises(DestinationError, match="is not empty: it holds bad-images.jsonl"):
+        build(source, out)
+    assert open_dataset(out / "train").manifest.num_samples == 36
+    assert not (out / ".building").exists()
+
+
+def test_a_dead_worker_is_one_sentence(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tasks_that_kill(*arguments: Any) -> Iterator[Any]:
+        for task in real_tasks(*arguments):
+            yield packing.ShardTask(**{f: getattr(task, f) for f in task.__slots__} | {"paths": _Killer()})
+
+    real_tasks = writing._tasks
+    monkeypatch.setattr(writing, "_tasks", tasks_that_kill)
+    with pytest.raises(DestinationError) as caught:
+        build(source, tmp_path / "out", OPTIONS, workers=2)
+    assert str(caught.value) == (
+        "a worker process of the build died; if the machine ran out of memory, run it again with fewer --workers"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+class _Killer:
+    """Kills the process that iterates over it."""
+
+    def __iter__(self) -> Iterator[str]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return iter(())
+
+
+def test_claiming_twice_in_a_row_works(source: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        with claim_destination(tmp_path / "out", source) as destination:
+            assert destination.marker.exists()
+        assert list((tmp_path / "out").iterdir()) == []

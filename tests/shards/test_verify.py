@@ -1,0 +1,122 @@
+"""Verification finds every damage, and reports all of it at once."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feeder.errors import ConfigError
+from feeder.shards.errors import ManifestError
+from feeder.shards.manifest import load_manifest
+from feeder.shards.verify import verify
+from feeder.shards.writing import BuildOptions, build
+
+
+@pytest.fixture
+def dataset(image_folder: Path, tmp_path: Path) -> str:
+    build(image_folder, tmp_path / "dataset", BuildOptions(shard_samples=12, shuffle=False))
+    return str(tmp_path / "dataset")
+
+
+def all_decode(images: list[bytes], sizes: list[tuple[int, int]]) -> dict[int, str]:
+    assert len(images) == len(sizes)
+    return {}
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("level", ["quick", "full", "deep"])
+def test_a_whole_dataset_has_no_problems(dataset: str, level: str) -> None:
+    done: list[int] = []
+    report = verify(dataset, level, decode=all_decode, threads=2, start=lambda total: done.append)
+    assert (report.problems, report.manifest.num_samples, sum(done)) == ([], 36, 3)
+
+
+def test_all_problems_are_reported_at_once(dataset: str) -> None:
+    root = Path(dataset)
+    digests = load_manifest(dataset).shards.digests
+    os.truncate(root / "shard-000000.tar", 5120)
+    shutil.copy(root / "shard-000002.idx.arrow", root / "shard-000001.idx.arrow")
+    (root / "shard-000002.tar").unlink()
+    expected = load_manifest(dataset).shards.size_bytes[0]
+    quick = verify(dataset).problems
+    again = "copy it again from the dataset's origin"
+    assert quick == [
+        f"shard {root}/shard-000000.tar has 5120 bytes, but the manifest says {expected}; {again}",
+        f"index {root}/shard-000001.idx.arrow is of another shard: it names shard-000002.tar with digest {digests[2]}, "
+        f"expected shard-000001.tar with digest {digests[1]}; {again}",
+        f"shard {root}/shard-000002.tar is missing, but the manifest lists it; {again}",
+    ]
+    full = verify(dataset, "full").problems
+    assert [problem for problem in full if problem in quick] == quick
+    assert any(
+        problem.startswith(f"shard {root}/shard-000000.tar was cut or altered after the build") for problem in full
+    )
+    assert any("of 12 samples of" in problem and "are damaged ('ant/ant-0" in problem for problem in full)
+
+
+def test_full_finds_every_flipped_bit(dataset: str) -> None:
+    random = np.random.default_rng(0)
+    for name in ("shard-000001.tar", "shard-000001.idx.arrow"):
+        path = Path(dataset, name)
+        whole = path.read_bytes()
+        for position in [0, len(whole) - 1, *random.integers(0, len(whole), 60).tolist()]:
+            flip(path, position, int(random.integers(8)))
+            assert verify(dataset, "full").problems, f"{name}, byte {position}"
+            path.write_bytes(whole)
+    assert verify(dataset, "full").problems == []
+
+
+def test_quick_finds_a_cut_at_every_block(dataset: str) -> None:
+    path = Path(dataset, "shard-000002.tar")
+    for length in range(path.stat().st_size - 512, -1, -512):
+        os.truncate(path, length)
+        assert len(verify(dataset).problems) == 1
+
+
+def test_altered_bytes_are_told_by_sample_and_by_header(dataset: str) -> None:
+    path = Path(dataset, "shard-000001.tar")
+    data = path.read_bytes()
+    flip(path, data.index(b"\xff\xd8\xff") + 40)
+    flip(path, data.index(b"bee/bee-03.jpg"))
+    problems = verify(dataset, "full").problems
+    assert len(problems) == 3
+    assert problems[0].startswith(f"shard {path} was cut or altered after the build: digest ")
+    assert problems[1] == f"1 of 12 samples of {path} are damaged ('bee/bee-00')"
+    assert problems[2] == f"{path} holds 7 readable members, but its index has 24"
+
+
+def test_deep_reports_what_the_decoder_says(dataset: str) -> None:
+    def decode(images: list[bytes], sizes: list[tuple[int, int]]) -> dict[int, str]:
+        return {1: "cannot be decoded as JPEG: it is upside down"}
+
+    problems = verify(dataset, "deep", decode=decode).problems
+    assert problems[1] == (
+        f"image 'bee/bee-01' of {dataset}/shard-000001.tar cannot be decoded as JPEG: it is upside down"
+    )
+    assert len(problems) == 3
+
+
+def test_an_altered_manifest_is_told(dataset: str) -> None:
+    path = Path(dataset, "manifest.json")
+    text = path.read_text()
+    path.write_text(text.replace(",\n", ", \n"))
+    assert verify(dataset).problems == [
+        f"manifest {path} was altered after the build, though its content is right: its text differs"
+    ]
+    path.write_text(text[:-40])
+    with pytest.raises(ManifestError, match="is not whole JSON"):
+        verify(dataset)
+
+
+def test_levels(dataset: str) -> None:
+    with pytest.raises(ConfigError, match="^level is 'all', expected one of quick, full, deep$"):
+        verify(dataset, "all")
+    with pytest.raises(ConfigError, match="^level deep needs a function that decodes images$"):
+        verify(dataset, "deep")
