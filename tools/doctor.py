@@ -34,7 +34,7 @@ SMALL_SHARED_MEMORY_BYTES = (
 )  # 8 batches of 256 images of 224×224 in flight are 300 MB, and a node runs several ranks
 FEW_OPEN_FILES = 1024  # a shard and its index each take one, beside what the training job opens
 AVX2_CODE = b"\xc4\xe2\x7d"  # the prefix of 256-bit integer instructions, such as vpmaddubsw on a ymm register
-AVX2_LEAST_COUNT = 50  # about 1,000 stand in an AVX2 build of pillow-simd, none in one for SSE4
+AVX2_LEAST_COUNT = 10  # pillow-simd for AVX2 has 1,000 with -O3 and 40 with -O2; for SSE4, as Pillow, it has none
 
 # Name, feature of PIL, Debian package with its headers; none where Debian 12's is too old for pillow-simd.
 FORMATS = (

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder import tensors
 from feeder.errors import ConfigError, FeederError, StalledError
 from feeder.placement import Placement, resolve_placement
 from feeder.tools import console
@@ -142,8 +143,6 @@ def make_loader(dataset: "ImageDataset", workers: int, start_method: str | None 
     """Return what a training loop iterates over: a DataLoader, or without workers the dataset itself."""
     if workers == 0:
         return dataset
-    from feeder import tensors  # brings torch
-
     loader: Iterable[dict[str, Any]] = tensors.data_loader(dataset, workers=workers, start_method=start_method)
     return loader
 
@@ -231,7 +230,7 @@ def _batches(iterator: Iterator[dict[str, Any]], steps: int | None) -> Iterator[
             raise type(error)(text.rpartition(name)[2].strip()) from error
         if "killed by signal" in text or "exited unexpectedly" in text:
             raise StalledError(
-                f"a worker process died ({text.partition(chr(10))[0]}); often memory or /dev/shm is too small: use"
+                f"a worker process died ({text.splitlines()[0].strip()}); often memory or /dev/shm is too small: use"
                 " fewer --workers or a smaller batch"
             ) from error
         raise
@@ -303,14 +302,15 @@ def _print_head(dataset: "ImageDataset", args: argparse.Namespace, steps_per_epo
     kind = (
         f"seed {order.seed}, {order.lanes:,} lanes, window {order.window or 'all'}" if order.shuffle else "not shuffled"
     )
-    threads = args.threads or "automatic"
+    workers = console.format_count(args.workers, "worker")
+    threads = console.format_count(args.threads, "thread") if args.threads else "threads as cores allow"
     console.print_figures(
         [
             ("dataset", f"{args.dataset}, {dataset.num_samples:,} images, digest {dataset.manifest.digest[:16]}"),
             ("order", kind),
             ("rank", f"{settings['rank']} of {settings['world_size']}"),
             ("batches", f"global batch {settings['global_batch']:,}, {steps_per_epoch:,} steps an epoch"),
-            ("pixels", f"{args.transform}, engine {dataset.engine}, {args.workers} workers, threads {threads}"),
+            ("pixels", f"{args.transform}, engine {dataset.engine}, {workers}, {threads}"),
         ]
     )
 
