@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 ready=$1
 python=${PYTHON:-python3}
 incomplete=.venv/.incomplete
+debian_headers=/usr/include/x86_64-linux-gnu # tiff.h is there, where pillow-simd's build looks only when told
 headers=(libjpeg62-turbo-dev zlib1g-dev libwebp-dev libtiff-dev libopenjp2-7-dev libfreetype-dev liblcms2-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -108,7 +109,7 @@ install_simd() {
     wheels=$(mktemp -d)
     log=$wheels/log
     say "compiling $(pinned pillow-simd) for AVX2"
-    if CC="${CC:-cc} -mavx2" pip wheel --quiet --no-deps --no-cache-dir --no-binary pillow-simd \
+    if CC="${CC:-cc} -mavx2" C_INCLUDE_PATH="$debian_headers${C_INCLUDE_PATH:+:$C_INCLUDE_PATH}" pip wheel --quiet --no-deps --no-cache-dir --no-binary pillow-simd \
         --config-settings jpeg=enable --config-settings zlib=enable --config-settings webp=enable \
         --wheel-dir "$wheels" "$(pinned pillow-simd)" >"$log" 2>&1; then
         pip uninstall -qq --yes pillow pillow-simd
