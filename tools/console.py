@@ -205,6 +205,11 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
+def format_count(count: int, singular: str) -> str:
+    """Return ``"1 shard"``, ``"2,000 shards"``."""
+    return f"{count:,} {singular}{'' if count == 1 else 's'}"
+
+
 def format_bytes(size_bytes: float) -> str:
     """Return a size in decimal units: ``"0 bytes"``, ``"1 byte"``, ``"104.2 kB"``, ``"5.0 TB"``."""
     if abs(size_bytes) < 1000:

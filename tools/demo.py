@@ -112,8 +112,9 @@ def _make_shards(photographs: Path, folder: Path, seed: int) -> tuple[Path, Mani
         found = _build(photographs, folder / "shards", seed, record, wanted)
         how = f"built in {console.format_duration(time.perf_counter() - start)}"
     path, manifest = found
-    shards = f"{manifest.num_samples:,} images in {len(manifest.shards.names):,} shards"
-    _say("Shards", f"{shards}, {console.format_bytes(manifest.size_bytes)}, in {path} ({how})")
+    images = console.format_count(manifest.num_samples, "image")
+    shards = console.format_count(len(manifest.shards), "shard")
+    _say("Shards", f"{images} in {shards}, {console.format_bytes(manifest.size_bytes)}, in {path} ({how})")
     _say("", f"dataset digest {manifest.digest}")
     return path, manifest
 
@@ -133,7 +134,8 @@ def _build(photographs: Path, shards: Path, seed: int, record: Path, wanted: dic
     place = {"path": str(largest.path.relative_to(record.parent)), "digest": largest.manifest.digest}
     write_atomically(record, json.dumps(wanted | place).encode())
     if report.bad:
-        console.warn(f"{len(report.bad):,} bad images were set aside; they are listed in {report.bad_path}")
+        aside = console.format_count(len(report.bad), "bad image")
+        console.warn(f"{aside} set aside, listed in {report.bad_path}")
     return largest.path, largest.manifest
 
 

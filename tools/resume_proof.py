@@ -24,7 +24,7 @@ from feeder.tools.streaming import image_array, make_loader, stream_epoch, write
 
 LEAST_IMAGES = 8  # fewer make no epoch that could be stopped in its middle
 _BATCH = 64
-_WORKERS = 2
+WORKERS = 2
 
 Say = Callable[[str, str], None]  # prints one line of a report: a name, a text
 
@@ -81,9 +81,7 @@ def prove_resume(shards: Path, num_samples: int, seed: int, state_file: Path, sa
     """
     if num_samples < LEAST_IMAGES:
         raise ConfigError(f"{shards} holds {num_samples} images; the demonstration needs at least {LEAST_IMAGES}")
-    batch = min(_BATCH, num_samples // 4)
-    steps = num_samples // batch
-    stop = steps // 2 + (steps - steps // 2) % 2
+    batch, steps, stop = plan(num_samples)
     first, undisturbed = Recorder(num_samples), Recorder(stop * batch)
     _stream_epochs(shards, seed, batch, [first, undisturbed], say)
 
@@ -95,16 +93,25 @@ def prove_resume(shards: Path, num_samples: int, seed: int, state_file: Path, sa
     write_atomically(state_file, json.dumps(state).encode())
     say("Stop", f"a second run broke off epoch 1 behind {stop} of {steps} steps; its state is in {state_file}")
 
-    workers = _WORKERS if tensors.AVAILABLE else 0
+    workers = WORKERS if tensors.AVAILABLE else 0
+    where = f"in {workers} worker processes" if workers else "in this process"
     dataset = ImageDataset(shards, batch_size=2 * batch, transform=presets.imagenet_train(), rank=0, world_size=1)
     dataset.load_state_dict(json.loads(state_file.read_bytes()))
     stream_epoch(dataset, make_loader(dataset, workers), expected=(steps - stop) * batch, observe=resumed)
     dataset.close()
-    say("Resume", f"a third run went on from there with batches of {2 * batch} in {workers} worker processes")
+    say("Resume", f"a third run went on from there with batches of {2 * batch} {where}")
 
     failed = next((sentence for held, sentence in _claims(first, undisturbed, broken_off, resumed) if not held), None)
     rest = f"the remaining {len(resumed.ids):,} ids and their pixels are exactly the rest of the undisturbed epoch"
     return Proof(passed=failed is None, sentence=failed or rest, batch_size=batch, step=stop)
+
+
+def plan(num_samples: int) -> tuple[int, int, int]:
+    """Return the batch size, the steps of an epoch, and the step before which the second run breaks off."""
+    batch = min(_BATCH, num_samples // 4)
+    steps = num_samples // batch
+    half = steps // 2
+    return batch, steps, half + (steps - half) % 2
 
 
 def _claims(first: Recorder, undisturbed: Recorder, broken_off: Recorder, resumed: Recorder) -> list[tuple[bool, str]]:

@@ -120,6 +120,10 @@ def test_printable(text: str, shown: str) -> None:
     assert console.printable(text) == shown
 
 
+def test_format_count() -> None:
+    assert [console.format_count(n, "shard") for n in (0, 1, 2000)] == ["0 shards", "1 shard", "2,000 shards"]
+
+
 @pytest.mark.parametrize(
     ("size_bytes", "text"),
     [

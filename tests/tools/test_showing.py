@@ -1,0 +1,125 @@
+"""``feeder show``: the batch on the sheet is the batch that was asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from feeder import ImageDataset, presets
+from feeder.tools import contact_sheet
+from feeder.tools.main import main
+
+_SMALL = ("--transform", "imagenet-train:112", "--batch-size", "5")
+
+
+Drawn = list[tuple[list[str], list[contact_sheet.Tile]]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """What was drawn, in the order of the calls."""
+    calls: Drawn = []
+    draw = contact_sheet.draw_sheet
+
+    def record(title: list[str], tiles: list[contact_sheet.Tile]) -> Image.Image:
+        calls.append((title, tiles))
+        return draw(title, tiles)
+
+    monkeypatch.setattr(contact_sheet, "draw_sheet", record)
+    return calls
+
+
+def test_the_sheet_shows_the_batch(
+    image_folder: Path, tmp_path: Path, drawn: Drawn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a.png"
+    which = ["--epoch", "2", "--step", "1", "--rank", "1", "--world-size", "2", "--seed", "4"]
+    assert main(["show", str(image_folder), *_SMALL, *which, "-o", str(output)]) == 0
+    assert capsys.readouterr().out == f"{output}: 5 of 5 images, epoch 2, position 10\n"
+    dataset = ImageDataset(
+        image_folder, batch_size=5, seed=4, transform=presets.imagenet_train(112), arrays="numpy", rank=1, world_size=2
+    )
+    batch = dataset.batch(epoch=2, step=1)
+    (title, tiles), digest = drawn[0], dataset.manifest.digest
+    assert title == [
+        "epoch 2, step 1, rank 1 of 2, seed 4",
+        f"5 images of 112 by 112 pixels, dataset {digest}",
+    ]
+    assert np.array_equal(np.concatenate([tile.views for tile in tiles]), batch["image"])
+    assert [tile.captions[0] for tile in tiles] == batch["key"]
+    assert [tile.captions[1] for tile in tiles] == [f"{dataset.classes[i]} ({i})" for i in batch["label"]]
+    with Image.open(output) as sheet:
+        assert sheet.format == "PNG"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.png"]
+    dataset.close()
+
+
+def test_a_state_shows_the_batch_that_comes_next(image_folder: Path, tmp_path: Path, drawn: Drawn) -> None:
+    state = tmp_path / "state.json"
+    stream = ["stream", str(image_folder), *_SMALL, "--seed", "4", "--steps", "2", "--save-state", str(state)]
+    assert main([*stream, "-q"]) == 0
+    output = str(tmp_path / "a.png")
+    assert main(["show", str(image_folder), *_SMALL, "--state", str(state), "-o", output]) == 0
+    assert main(["show", str(image_folder), *_SMALL, "--seed", "4", "--step", "2", "-o", output]) == 0
+    assert drawn[0][0] == drawn[1][0]
+    assert [tile.captions for tile in drawn[0][1]] == [tile.captions for tile in drawn[1][1]]
+    larger = ["--transform", "imagenet-train:112", "--batch-size", "7"]
+    assert main(["show", str(image_folder), *larger, "--state", str(state), "-o", output]) == 0
+    assert drawn[2][0][0] == "epoch 0, position 10, rank 0 of 1, seed 4"
+
+
+def test_padding_and_bad_samples_are_marked(image_folder: Path, tmp_path: Path, drawn: Drawn) -> None:
+    bad = image_folder / "cat" / "cat-11.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    options = ["--no-shuffle", "--step", "7", "-o", str(tmp_path / "a.png")]
+    assert main(["show", str(image_folder), *_SMALL, *options]) == 0
+    (_, tiles) = drawn[0]
+    assert [tile.mark for tile in tiles] == ["cannot be decoded", *["padding"] * 4]
+    assert tiles[0].captions == ("cat/cat-11.jpg", "")
+
+
+def test_views_and_limit(image_folder: Path, tmp_path: Path, drawn: Drawn) -> None:
+    options = ["--views", "3", "--limit", "2", "-o", str(tmp_path / "a.png")]
+    assert main(["show", str(image_folder), *_SMALL, *options]) == 0
+    (title, tiles) = drawn[0]
+    assert [tile.views.shape for tile in tiles] == [(3, 112, 112, 3)] * 2
+    assert title[1].startswith("2 of 5 images of 112 by 112 pixels")
+
+
+def test_names_in_any_script(tmp_path: Path, image_folder: Path, drawn: Drawn) -> None:
+    (image_folder / "ant").rename(image_folder / "蟻 \x1b")
+    options = ["--transform", "imagenet-eval:16", "--no-shuffle", "--batch-size", "36", "-o", str(tmp_path / "a.png")]
+    assert main(["show", str(image_folder), *options]) == 0
+    assert drawn[0][1][-1].captions == ("蟻 \\x1b/ant-11.jpg", "蟻 \\x1b (2)")
+
+
+def test_images_without_labels(image_folder: Path, tmp_path: Path, drawn: Drawn) -> None:
+    assert main(["show", str(image_folder / "bee"), *_SMALL, "-o", str(tmp_path / "a.png")]) == 0
+    assert {tile.captions[1] for tile in drawn[0][1]} == {"no label"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ["--state", "x", "--step", "1"],
+            "--state says which batch, and so do --epoch and --step; give one or the other",
+        ),
+        (["--limit", "0"], "--limit is 0; a sheet shows at least 1 image"),
+        (["-o", "sheet.jpg"], "--output sheet.jpg is no name for a PNG; let it end in .png"),
+        (
+            [*_SMALL, "--step", "7"],
+            "there is no step 7 of epoch 0; epochs count from 0, and steps from 0 to 6 at global batch 5",
+        ),
+    ],
+)
+def test_refusals(options: list[str], sentence: str, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(image_folder), *options]) == 2
+    assert capsys.readouterr() == ("", f"feeder: {sentence}\n")
+
+
+def test_a_folder_that_is_missing(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "none" / "a.png"
+    assert main(["show", str(image_folder), *_SMALL, "-o", str(output)]) == 2
+    assert capsys.readouterr().err.startswith("feeder: No such file or directory: ")
