@@ -8,7 +8,7 @@ import platform
 import sys
 from importlib.metadata import version
 
-BENCHMARKS = ("order", "stream")
+BENCHMARKS = ("order", "engine", "stream")
 
 
 def hardware() -> dict[str, object]:
