@@ -202,8 +202,9 @@ def _pillow() -> Iterator[Finding]:
 def _rebuild_command(package: str, version: str) -> str:
     """Return the commands that compile pillow-simd once more, with the library of Debian's ``package``."""
     return (
-        f"apt-get install --no-install-recommends {package} && CC='cc -mavx2' C_INCLUDE_PATH=/usr/include/x86_64-linux-gnu "
-        f"pip install --force-reinstall --no-deps --no-cache-dir --no-binary pillow-simd pillow-simd=={version}"
+        f"apt-get install --no-install-recommends {package} && "
+        "CC='cc -mavx2' C_INCLUDE_PATH=/usr/include/x86_64-linux-gnu pip install --force-reinstall --no-deps "
+        f"--no-cache-dir --no-binary pillow-simd pillow-simd=={version}"
     )
 
 
