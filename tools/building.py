@@ -135,7 +135,9 @@ def _print(report: BuildReport, seconds: float) -> None:
     rate = console.format_rate(report.num_samples, seconds)
     print(f"built in {console.format_duration(seconds)}, {rate}, {console.format_bytes(report.size_bytes / seconds)}/s")
     if report.bad_path:
-        print(f"\n{len(report.bad):,} bad images were set aside; {report.bad_path} lists them:")
+        count = len(report.bad)
+        said = f"{count:,} bad images were" if count > 1 else "1 bad image was"
+        print(f"\n{said} set aside, listed in {report.bad_path}:")
         console.print_table(
             ("cause", "images", "meaning"),
             [(cause, count, CAUSES[cause]) for cause, count in report.bad_by_cause.items()],

@@ -55,8 +55,9 @@ def _print(source: str, report: VerifyReport) -> None:
     for problem in report.problems:
         print(console.printable(problem))
     manifest = report.manifest
-    what = f"{len(manifest.shards):,} shards, {manifest.num_samples:,} samples, level {report.level}"
-    found = f"{len(report.problems):,} problems" if report.problems else "no damage"
+    shards = console.format_count(len(manifest.shards), "shard")
+    what = f"{shards}, {console.format_count(manifest.num_samples, 'sample')}, level {report.level}"
+    found = console.format_count(len(report.problems), "problem") if report.problems else "no damage"
     print(f"{source}: {found} ({what})")
 
 

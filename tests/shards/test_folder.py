@@ -86,8 +86,8 @@ def test_what_cannot_be_read_is_said_early_or_by_name(image_folder: Path) -> Non
     with pytest.raises(StorageError) as caught:
         reader.describe(np.array([0]))
     assert str(caught.value) == (
-        f"cannot read {image_folder}/ant/ant-00.jpg: No such file or directory; check the path, its permissions and the "
-        "storage behind it"
+        f"cannot read {image_folder}/ant/ant-00.jpg: No such file or directory; check the path, its permissions and "
+        "the storage behind it"
     )
     os.mkfifo(image_folder / "ant" / "ant-00.jpg")
     with pytest.raises(StorageError, match="not a regular file"):  # and no hanging on a pipe without a writer

@@ -80,9 +80,9 @@ def test_tar_lists_and_extracts_the_members(dataset: Path, tmp_path: Path) -> No
 def dali_samples(path: Path) -> list[list[tuple[str, int, int]]]:
     """Return (extension, offset, size) of the components of each sample, as DALI's wds2idx has them.
 
-    The rules of its tools/wds2idx.py: regular members only; a name is cut at the first dot after the last slash; what has
-    no basename does not count; components belong together while the basename stays the same; an archive without samples
-    is an error; offsets are those of the content.
+    The rules of its tools/wds2idx.py: regular members only; a name is cut at the first dot after the last slash; what
+    has no basename does not count; components belong together while the basename stays the same; an archive without
+    samples is an error; offsets are those of the content.
     """
     samples: list[list[tuple[str, int, int]]] = []
     last = None

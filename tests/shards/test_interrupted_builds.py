@@ -38,7 +38,9 @@ def source(tmp_path: Path) -> Path:
 
 def run_script(body: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     script = "import os, signal, sys\nfrom feeder.shards.writing import *\n" + textwrap.dedent(body)
-    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
 
 
 # The number of a step at which the process kills itself: images, calls of fsync and of rename are counted together
@@ -138,8 +140,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         build(source, tmp_path / "out", OPTIONS)
     assert str(caught.value).startswith(f"cannot write {tmp_path}/out")
     assert str(caught.value).endswith(
-        ": No space left on device; nothing of this build was kept, free space or choose another destination and run it "
-        "again"
+        ": No space left on device; nothing of this build was kept, free space or choose another destination and run "
+        "it again"
     )
     assert not (tmp_path / "out").exists()
 
@@ -156,8 +158,8 @@ def test_a_limit_of_the_file_size_is_one_sentence(source: Path, tmp_path: Path) 
     """
     limited = run_script(script, source, tmp_path / "out")
     assert limited.stdout == (
-        f"DestinationError cannot write {tmp_path}/out/train/shard-000000.tar: File too large; nothing of this build was "
-        "kept, free space or choose another destination and run it again\n"
+        f"DestinationError cannot write {tmp_path}/out/train/shard-000000.tar: File too large; nothing of this build "
+        "was kept, free space or choose another destination and run it again\n"
     )
     assert not (tmp_path / "out").exists()
 

@@ -112,8 +112,8 @@ def test_whole_sentences() -> None:
     with pytest.raises(ManifestError) as caught:
         parse_manifest(json.dumps(document).encode(), "/d/manifest.json")
     assert str(caught.value) == (
-        "missing value at shards[1].size_bytes in /d/manifest.json; copy the dataset again from its origin, or build it "
-        "again"
+        "missing value at shards[1].size_bytes in /d/manifest.json; copy the dataset again from its origin, or build "
+        "it again"
     )
     document["version"] = 9
     with pytest.raises(ManifestError) as caught:
@@ -149,8 +149,8 @@ def test_a_missing_manifest_and_one_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         load_manifest(tmp_path)
     assert str(caught.value) == (
-        f"no manifest at {tmp_path}/manifest.json: expected a dataset made by 'feeder build'; check the path, or build it "
-        "again if its build was interrupted"
+        f"no manifest at {tmp_path}/manifest.json: expected a dataset made by 'feeder build'; check the path, or build "
+        "it again if its build was interrupted"
     )
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(StorageError, match=r"cannot read .*/manifest.json: Is a directory; check the path"):

@@ -121,14 +121,15 @@ def flip(position: int) -> Callable[[bytearray], None]:
 
 def remove_shard(dataset: Path) -> str:
     (dataset / "shard-000001.tar").unlink()
-    return f"shard {dataset}/shard-000001.tar is missing, but the manifest lists it; copy it again from the dataset's origin"
+    path = dataset / "shard-000001.tar"
+    return f"shard {path} is missing, but the manifest lists it; copy it again from the dataset's origin"
 
 
 def remove_index(dataset: Path) -> str:
     (dataset / "shard-000001.idx.arrow").unlink()
     return (
-        f"index {dataset}/shard-000001.idx.arrow is missing, but the manifest lists it; copy it again from the dataset's "
-        "origin"
+        f"index {dataset}/shard-000001.idx.arrow is missing, but the manifest lists it; copy it again from the "
+        "dataset's origin"
     )
 
 
@@ -144,8 +145,8 @@ def alter_shard(dataset: Path) -> str:
     start = path.read_bytes().index(b"\xff\xd8\xff")
     alter(path, flip(start + 50))
     return (
-        rf"sample 'ant/ant-05' at offset {start} of {path} was altered: CRC-32C ........, expected ........; run 'feeder "
-        "verify --level full' on the dataset, and copy the shard again from its origin"
+        rf"sample 'ant/ant-05' at offset {start} of {path} was altered: CRC-32C ........, expected ........; run "
+        "'feeder verify --level full' on the dataset, and copy the shard again from its origin"
     )
 
 
@@ -163,8 +164,8 @@ def empty_index(dataset: Path) -> str:
     path = dataset / "shard-000001.idx.arrow"
     os.truncate(path, 0)
     return (
-        f"index {path} was cut or altered after the build: its 0 bytes do not have the manifest's digest; copy it again "
-        "from the dataset's origin"
+        f"index {path} was cut or altered after the build: its 0 bytes do not have the manifest's digest; copy it "
+        "again from the dataset's origin"
     )
 
 
@@ -172,8 +173,8 @@ def swap_index(dataset: Path) -> str:
     shutil.copy(dataset / "shard-000002.idx.arrow", dataset / "shard-000001.idx.arrow")
     digests = load_manifest(dataset).shards.digests
     return (
-        f"index {dataset}/shard-000001.idx.arrow is of another shard: it names shard-000002.tar with digest {digests[2]}, "
-        f"expected shard-000001.tar with digest {digests[1]}; copy it again from the dataset's origin"
+        f"index {dataset}/shard-000001.idx.arrow is of another shard: it names shard-000002.tar with digest "
+        f"{digests[2]}, expected shard-000001.tar with digest {digests[1]}; copy it again from the dataset's origin"
     )
 
 
@@ -212,8 +213,8 @@ def test_a_storage_error_is_named(dataset: Path) -> None:
     with pytest.raises(StorageError) as caught:
         open_dataset(dataset).read(np.array([0]))
     assert str(caught.value) == (
-        f"cannot read {dataset}/shard-000000.tar: Too many levels of symbolic links; check the path, its permissions and "
-        "the storage behind it"
+        f"cannot read {dataset}/shard-000000.tar: Too many levels of symbolic links; check the path, its permissions "
+        "and the storage behind it"
     )
 
 
@@ -224,8 +225,8 @@ def test_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         open_dataset(dataset)
     assert str(caught.value) == (
-        f"{dataset} is the destination of a build that has not finished; wait for it, or if it was interrupted, run the "
-        "same 'feeder build' again"
+        f"{dataset} is the destination of a build that has not finished; wait for it, or if it was interrupted, run "
+        "the same 'feeder build' again"
     )
     (dataset / ".building").unlink()
     (dataset / "manifest.json").unlink()

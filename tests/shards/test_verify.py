@@ -49,8 +49,10 @@ def test_all_problems_are_reported_at_once(dataset: str) -> None:
     again = "copy it again from the dataset's origin"
     assert quick == [
         f"shard {root}/shard-000000.tar has 5120 bytes, but the manifest says {expected}; {again}",
-        f"index {root}/shard-000001.idx.arrow is of another shard: it names shard-000002.tar with digest {digests[2]}, "
-        f"expected shard-000001.tar with digest {digests[1]}; {again}",
+        (
+            f"index {root}/shard-000001.idx.arrow is of another shard: it names shard-000002.tar with digest "
+            f"{digests[2]}, expected shard-000001.tar with digest {digests[1]}; {again}"
+        ),
         f"shard {root}/shard-000002.tar is missing, but the manifest lists it; {again}",
     ]
     full = verify(dataset, "full").problems

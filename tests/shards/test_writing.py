@@ -219,8 +219,8 @@ def test_files_that_differ_in_their_extension_alone_are_refused(image_folder: Pa
     with pytest.raises(SourceError) as caught:
         build(image_folder, tmp_path / "out")
     assert str(caught.value) == (
-        f"ant/ant-00.jpg and ant/ant-00.png in {image_folder} would both have the key 'ant/ant-00', because a key has no "
-        "extension; rename or remove one of them"
+        f"ant/ant-00.jpg and ant/ant-00.png in {image_folder} would both have the key 'ant/ant-00', because a key has "
+        "no extension; rename or remove one of them"
     )
     assert not (tmp_path / "out").exists()
 
@@ -257,8 +257,8 @@ def test_destinations_that_cannot_be_used(image_folder: Path, tmp_path: Path) ->
         "yourself",
         "s3://bucket/x": "destination s3://bucket/x is a URL, expected a local folder; build locally, then upload the "
         "folder",
-        "/proc/1/out": "cannot write /proc/1/out: No such file or directory; nothing of this build was kept, free space "
-        "or choose another destination and run it again",
+        "/proc/1/out": "cannot write /proc/1/out: No such file or directory; nothing of this build was kept, free "
+        "space or choose another destination and run it again",
         "/dev/null/out": "cannot write /dev/null/out: Not a directory; nothing of this build was kept, free space or "
         "choose another destination and run it again",
     }
@@ -276,8 +276,8 @@ def test_a_finished_dataset_is_never_overwritten(image_folder: Path, tmp_path: P
     with pytest.raises(DestinationError) as caught:
         build(image_folder, tmp_path / "out")
     assert str(caught.value) == (
-        f"destination {tmp_path}/out is not empty: it holds a finished dataset; choose another destination, or empty the "
-        "folder yourself"
+        f"destination {tmp_path}/out is not empty: it holds a finished dataset; choose another destination, or empty "
+        "the folder yourself"
     )
     assert files_of(tmp_path / "out") == before
 
