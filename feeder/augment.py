@@ -113,20 +113,20 @@ class Geometry:
         return draw(samples[:, None], np.arange(self.views))
 
 
-def compile_transforms(transforms: Iterable[Transform], *, views: int = 1) -> Geometry:
+def compile_transforms(transforms: Iterable[Transform] | Transform, *, views: int = 1) -> Geometry:
     """Turn transforms, in their order of application, into one box, one mirror and one resampling.
 
     Accepted are `RandomResizedCrop`, or `Resize` (height, width), or `Resize` and `CenterCrop`; at most one
     `RandomHorizontalFlip` anywhere; at most one `Normalize`, last.
 
     Args:
-        transforms: the sequence.
+        transforms: the sequence; a single transform stands for a sequence of one.
         views: output images of each sample, each with draws of its own.
 
     Raises:
         ConfigError: the sequence cannot work; the sentence says what to write instead.
     """
-    sequence: list[Any] = list(transforms)
+    sequence = _to_list(transforms)
     for item in sequence:
         if not isinstance(item, TRANSFORMS):
             raise ConfigError(_not_ours(item))
@@ -210,6 +210,18 @@ def _compile_box(
                 f"{names} together would resample pixels twice; RandomResizedCrop already gives the final size from "
                 "the stored image: keep it alone"
             )
+
+
+def _to_list(transforms: Any) -> list[Any]:
+    if isinstance(transforms, TRANSFORMS):
+        return [transforms]
+    try:
+        return list(transforms)
+    except TypeError:
+        raise ConfigError(
+            f"got {type(transforms).__name__} as transforms; give a list, such as "
+            "[feeder.RandomResizedCrop(224), feeder.RandomHorizontalFlip()]"
+        ) from None
 
 
 def _not_ours(item: object) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from feeder.errors import ConfigError
 from feeder.windows import Interpolation
 
+_GREATEST_RATIO = 65536  # of sides; wider than any file format stores, and far from overflow in the drawing of boxes
 _INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic", "nearest")
 
 
@@ -37,12 +38,16 @@ class RandomResizedCrop:
 
     def __post_init__(self) -> None:
         size = _sides(self, self.size)
-        _set(
-            self, size=size[0] if size[0] == size[1] else size, scale=_range(self, "scale"), ratio=_range(self, "ratio")
-        )
+        _set(self, size=size[0] if size[0] == size[1] else size)
+        _set(self, scale=_range(self, "scale"), ratio=_range(self, "ratio"))
         if self.scale[1] > 1:
             raise ConfigError(
                 f"RandomResizedCrop got scale={self.scale}; a box is at most the whole image: end it at 1.0"
+            )
+        if self.ratio[0] < 1 / _GREATEST_RATIO or self.ratio[1] > _GREATEST_RATIO:
+            raise ConfigError(
+                f"RandomResizedCrop got ratio={self.ratio}; no image has such a width / height: "
+                f"stay within 1 / {_GREATEST_RATIO} and {_GREATEST_RATIO}"
             )
         _check_filter(self)
 

@@ -39,7 +39,9 @@ class Engine(Protocol):
     fork.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name by which `open_engine` finds it."""
 
     def decode(self, images: Sequence[bytes], windows: Windows, out: NDArray[np.uint8]) -> dict[int, str]:
         """Decode n images and write their V windows.

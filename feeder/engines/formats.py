@@ -23,7 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from feeder.errors import ConfigError
 
-MAX_PIXELS = 89_478_485  # width × height; Pillow's own default before it warns: 256 MiB of RGB
+MAX_PIXELS = 178_956_970  # width × height, 683 MiB in Pillow, which takes more for a decompression bomb
 
 
 class BadImageError(ValueError):
@@ -42,7 +42,8 @@ class _Jpeg(_WithoutExif, JpegImageFile):
 
 
 class _Tiff(_WithoutExif, TiffImageFile):
-    pass
+    def load_prepare(self) -> None:
+        ImageFile.load_prepare(self)  # TIFF's own would first warn about a large image, whose size was checked here
 
 
 def _open_png(data: bytes) -> ImageFile:

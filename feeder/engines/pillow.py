@@ -51,7 +51,7 @@ def _cut(image: Image.Image, windows: Windows, index: int, out: NDArray[np.uint8
     resample = _FILTERS[windows.interpolation]
     boxes: list[tuple[float, float, float, float]] = windows.boxes[index].tolist()
     if windows.clipped:  # conversion is pixel by pixel, so that only the boxes need be converted
-        pieces: Iterable[Image.Image] = (_to_rgb(image.crop(box)).resize(size, resample) for box in boxes)
+        pieces: Iterable[Image.Image] = (_crop(image, box).resize(size, resample) for box in boxes)
     else:
         resized = None if windows.resized is None else windows.resized[index].tolist()
         pieces = _read_beyond(_to_rgb(image), boxes, size, resample, resized)
@@ -82,7 +82,16 @@ def _read_beyond(
     whole = image.resize((resized[0], resized[1]), resample)
     for x0, y0, _, _ in boxes:
         left, top = round(x0 * resized[0] / image.width), round(y0 * resized[1] / image.height)
-        yield whole if whole.size == size else whole.crop((left, top, left + size[0], top + size[1]))
+        yield whole if whole.size == size else _crop(whole, (left, top, left + size[0], top + size[1]))
+
+
+def _crop(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """Return the box, at whole numbers, of an image, in RGB."""
+    width, height = round(box[2] - box[0]), round(box[3] - box[1])
+    if Image.MAX_IMAGE_PIXELS is None or width * height <= Image.MAX_IMAGE_PIXELS:
+        return _to_rgb(image.crop(box))
+    # ``crop`` would warn here, or raise; this copies the same pixels.
+    return _to_rgb(image).transform((width, height), Image.Transform.EXTENT, box, Image.Resampling.NEAREST)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

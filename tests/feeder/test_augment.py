@@ -84,6 +84,13 @@ class TestDescriptions:
                 "RandomResizedCrop got ratio=(1.0, inf); give (least, greatest), both above 0",
             ),
             (
+                lambda: RandomResizedCrop(8, ratio=(1e-300, 1)),
+                (
+                    "RandomResizedCrop got ratio=(1e-300, 1.0); no image has such a width / height: stay within "
+                    "1 / 65536 and 65536"
+                ),
+            ),
+            (
                 lambda: RandomResizedCrop(8, ratio=0.5),
                 "RandomResizedCrop got ratio=0.5; give (least, greatest), both above 0",
             ),
@@ -192,11 +199,17 @@ class TestCompile:
             ),
             (
                 [],
-                "no transform gives all images one size: add RandomResizedCrop(224), or Resize(256) and CenterCrop(224)",
+                (
+                    "no transform gives all images one size: add RandomResizedCrop(224), or Resize(256) "
+                    "and CenterCrop(224)"
+                ),
             ),
             (
                 [RandomHorizontalFlip(), NORMALIZE],
-                "no transform gives all images one size: add RandomResizedCrop(224), or Resize(256) and CenterCrop(224)",
+                (
+                    "no transform gives all images one size: add RandomResizedCrop(224), or Resize(256) "
+                    "and CenterCrop(224)"
+                ),
             ),
             (
                 [RandomResizedCrop(96), RandomResizedCrop(224)],
@@ -214,7 +227,10 @@ class TestCompile:
             ),
             (
                 [RandomHorizontalFlip(), Resize((3, 3)), RandomHorizontalFlip()],
-                "RandomHorizontalFlip stands twice in the transforms; keep one: two flips of p=0.5 are one flip of p=0.5",
+                (
+                    "RandomHorizontalFlip stands twice in the transforms; keep one: two flips of p=0.5 are "
+                    "one flip of p=0.5"
+                ),
             ),
             (
                 [NORMALIZE, Resize((3, 3))],
@@ -242,6 +258,17 @@ class TestCompile:
         with pytest.raises(ConfigError) as caught:
             compile_transforms(transforms)
         assert str(caught.value) == sentence
+
+    def test_a_single_transform_is_a_sequence_of_one(self):
+        assert compile_transforms(RandomResizedCrop(8)) == compile_transforms([RandomResizedCrop(8)])
+
+    def test_anything_else_is_no_sequence(self):
+        with pytest.raises(ConfigError) as caught:
+            compile_transforms(print)
+        assert str(caught.value) == (
+            "got builtin_function_or_method as transforms; give a list, such as "
+            "[feeder.RandomResizedCrop(224), feeder.RandomHorizontalFlip()]"
+        )
 
     @pytest.mark.parametrize("views", [0, -1, 1.5, True])
     def test_views_must_be_a_count(self, views):

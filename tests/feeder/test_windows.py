@@ -96,7 +96,7 @@ class TestRandomBoxes:
     def test_boxes_are_whole_numbers_inside_the_image(self):
         random = np.random.default_rng(2)
         sizes = np.concatenate((random.integers(1, 40, (500, 2)), random.integers(1, 5000, (500, 2)), [[1, 1]]))
-        for ratio in ((3 / 4, 4 / 3), (0.01, 0.02), (50.0, 90.0), (1.0, 1.0)):
+        for ratio in ((3 / 4, 4 / 3), (0.01, 0.02), (50.0, 90.0), (1 / 65536, 65536), (1.0, 1.0)):
             boxes = windows([RandomResizedCrop(8, ratio=ratio)], sizes, views=2).boxes
             assert np.array_equal(boxes, np.rint(boxes))
             assert (boxes[..., :2] >= 0).all()

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,19 @@ class TestWindows:
             image = Image.open(BytesIO(data)).convert("RGB")
             for view, box in enumerate(windows.boxes[0].astype(int).tolist()):
                 assert np.array_equal(found[0, view], np.asarray(image.crop(box).resize((16, 16), FILTERS["bilinear"])))
+
+    def test_large_boxes_are_cut_in_silence(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Pillow's own limit, which warns or raises, may be anything."""
+        for mode, format in [("RGB", "PNG"), ("P", "GIF"), ("I;16", "TIFF"), ("RGB", "TIFF")]:
+            data = encoded(2, size=(61, 47), mode=mode, format=format)
+            for transforms in ([RandomResizedCrop(16)], [Resize(20), CenterCrop(16)]):
+                windows = make_windows([data], transforms, views=4)
+                plain = decode(engine, [data], windows, (16, 16))
+                with monkeypatch.context() as patch, warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    for limit in (None, 1000, 10, 1):
+                        patch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+                        assert np.array_equal(decode(engine, [data], windows, (16, 16)), plain)
 
     def test_nothing_is_kept_between_calls(self, engine: Engine) -> None:
         data = encoded(2)
