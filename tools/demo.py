@@ -25,12 +25,12 @@ from feeder.shards.errors import ShardsError
 from feeder.shards.manifest import Manifest
 from feeder.shards.reading import open_dataset
 from feeder.shards.sources import UNREADABLE, scan_source
+from feeder.shards.storage import staged_file
 from feeder.shards.writing import BuildOptions, build
 from feeder.tools import console
 from feeder.tools.dataset_options import count
 from feeder.tools.resume_proof import LEAST_IMAGES, Proof, open_one_lane, prove_resume
 from feeder.tools.showing import draw_batch
-from feeder.tools.streaming import write_atomically
 
 DEFAULT_FOLDER, DEFAULT_IMAGES = ".demo", 2000
 _SHEET_IMAGES = 32
@@ -82,7 +82,8 @@ def _claim(folder: Path, *, fresh: bool) -> None:
     if fresh and mark.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(mark, json.dumps(_MARK).encode())
+    with staged_file(mark) as file:
+        file.write(json.dumps(_MARK).encode())
     (folder / ".gitignore").write_text("*\n")
 
 
@@ -132,7 +133,8 @@ def _build(photographs: Path, shards: Path, seed: int, record: Path, wanted: dic
         report = build(photographs, shards, BuildOptions(seed=seed), workers=usable_cores(), start=show_progress)
     largest = max(report.datasets, key=lambda dataset: dataset.manifest.num_samples)
     place = {"path": str(largest.path.relative_to(record.parent)), "digest": largest.manifest.digest}
-    write_atomically(record, json.dumps(wanted | place).encode())
+    with staged_file(record) as file:
+        file.write(json.dumps(wanted | place).encode())
     if report.bad:
         aside = console.format_count(len(report.bad), "bad image")
         console.warn(f"{aside} set aside, listed in {report.bad_path}")

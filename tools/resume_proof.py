@@ -19,8 +19,9 @@ from feeder import presets, tensors
 from feeder.dataset import ImageDataset
 from feeder.errors import ConfigError
 from feeder.order import Shuffle
+from feeder.shards.storage import staged_file
 from feeder.tools import console
-from feeder.tools.streaming import image_array, make_loader, stream_epoch, write_atomically
+from feeder.tools.measuring import image_array, make_loader, stream_epoch
 
 LEAST_IMAGES = 8  # fewer make no epoch that could be stopped in its middle
 _BATCH = 64
@@ -90,7 +91,8 @@ def prove_resume(shards: Path, num_samples: int, seed: int, state_file: Path, sa
     dataset.set_epoch(1)
     _, state = stream_epoch(dataset, dataset, expected=stop * batch, steps=stop, observe=broken_off)
     dataset.close()
-    write_atomically(state_file, json.dumps(state).encode())
+    with staged_file(state_file) as file:
+        file.write(json.dumps(state).encode())
     say("Stop", f"a second run broke off epoch 1 behind {stop} of {steps} steps; its state is in {state_file}")
 
     workers = WORKERS if tensors.AVAILABLE else 0

@@ -17,60 +17,25 @@ number of workers and threads gives the same; rank, world size and batch size be
 """
 
 import argparse
-import hashlib
-import itertools
 import json
 import multiprocessing
-import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from feeder import tensors
-from feeder.errors import ConfigError, FeederError, StalledError
+from feeder.errors import ConfigError
 from feeder.placement import Placement, resolve_placement
+from feeder.shards.storage import staged_file
 from feeder.tools import console
 from feeder.tools.dataset_options import add_dataset_options, count, open_stream
+from feeder.tools.measuring import EpochReport, make_loader, stream_epoch
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
 
 SCHEMA = "feeder.stream/1"
-_DIGEST_BYTES = 16  # 128 bits: no accidental equality, and still legible
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochReport:
-    """What came of one epoch; see the module for the fields."""
-
-    epoch: int
-    position: int
-    steps: int
-    images: int
-    seconds: float
-    first_batch_s: float
-    ids: str
-    pixels: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        digests = {"ids": self.ids} | ({} if self.pixels is None else {"pixels": self.pixels})
-        return {
-            "epoch": self.epoch,
-            "position": self.position,
-            "steps": self.steps,
-            "images": self.images,
-            "seconds": self.seconds,
-            "first_batch_s": self.first_batch_s,
-            "images_per_s": self.images / self.seconds,
-            "digests": digests,
-        }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     del loader  # ends the workers: their CPU time counts from then on
     seconds, cpu_s = time.perf_counter() - start, _cpu_seconds() - cpu_start_s
     if args.save_state is not None and state is not None:
-        write_atomically(Path(args.save_state), (json.dumps(state) + "\n").encode())
+        with staged_file(Path(args.save_state)) as file:
+            file.write((json.dumps(state) + "\n").encode())
     images = sum(report.images for report in reports)
     cpu_ms = 1000 * cpu_s / images if images else 0.0
     if args.json:
@@ -137,103 +103,6 @@ def run(args: argparse.Namespace) -> int:
         )
     dataset.close()
     return 0
-
-
-def make_loader(dataset: "ImageDataset", workers: int, start_method: str | None = None) -> Iterable[dict[str, Any]]:
-    """Return what a training loop iterates over: a DataLoader, or without workers the dataset itself."""
-    if workers == 0:
-        return dataset
-    loader: Iterable[dict[str, Any]] = tensors.data_loader(dataset, workers=workers, start_method=start_method)
-    return loader
-
-
-def stream_epoch(
-    dataset: "ImageDataset",
-    loader: Iterable[dict[str, Any]],
-    *,
-    expected: int | None = None,
-    steps: int | None = None,
-    pixels: bool = False,
-    observe: Callable[[dict[str, Any]], None] | None = None,
-) -> tuple[EpochReport | None, dict[str, Any] | None]:
-    """Stream the dataset's next epoch; return what came and the state behind it, or (None, None) if nothing did.
-
-    Args:
-        dataset: what is streamed.
-        loader: what is iterated over, from `make_loader`.
-        expected: images to come, for the progress bar.
-        steps: stop after so many.
-        pixels: whether to digest pixels, too.
-        observe: called with every batch.
-    """
-    ids_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    pixels_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    batches = images = 0
-    first: dict[str, Any] = {}
-    state: dict[str, Any] | None = None
-    label = f"epoch {dataset.epoch}"
-    start = time.perf_counter()
-    iterator = iter(loader)  # before the progress bar: workers are forked here, and the bar has a thread
-    with console.progress(expected, label) as advance:
-        for batch in _batches(iterator, steps):
-            if not first:
-                first = {name: batch[name] for name in ("epoch", "position")}
-                first["first_batch_s"] = time.perf_counter() - start
-            ids = np.asarray(batch["id"]).astype("<i8").tobytes()
-            ids_digest.update(ids)
-            if pixels:
-                pixels_digest.update(ids)
-                pixels_digest.update(image_array(batch).data)
-            valid = int(np.count_nonzero(np.asarray(batch["valid"])))
-            batches, images, state = batches + 1, images + valid, batch["state"]
-            if observe is not None:
-                observe(batch)
-            advance(valid)
-    if not first:
-        return None, None
-    report = EpochReport(
-        **first,
-        steps=batches,
-        images=images,
-        seconds=time.perf_counter() - start,
-        ids=ids_digest.hexdigest(),
-        pixels=pixels_digest.hexdigest() if pixels else None,
-    )
-    return report, state
-
-
-def image_array(batch: dict[str, Any]) -> NDArray[Any]:
-    """Return the images of a batch, contiguous, (B, H, W, 3) or (B, V, H, W, 3); tensors have their channels first."""
-    image = batch["image"]
-    return np.ascontiguousarray(image if isinstance(image, np.ndarray) else np.moveaxis(np.asarray(image), -3, -1))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is whole or absent, whatever happens: checkpoints are overwritten in place."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_bytes(content)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def _batches(iterator: Iterator[dict[str, Any]], steps: int | None) -> Iterator[dict[str, Any]]:
-    """Yield at most ``steps`` batches; raise what a worker raised as it was raised there."""
-    try:
-        yield from itertools.islice(iterator, steps)
-    except Exception as error:
-        text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: ".removeprefix("builtins.")
-        if "DataLoader worker" not in text:
-            raise
-        if isinstance(error, (FeederError, OSError)) and name in text:  # the sentence ends the traceback in the message
-            raise type(error)(text.rpartition(name)[2].strip()) from error
-        if "killed by signal" in text or "exited unexpectedly" in text:
-            raise StalledError(
-                f"a worker process died ({text.splitlines()[0].strip()}); often memory or /dev/shm is too small: use"
-                " fewer --workers or a smaller batch"
-            ) from error
-        raise
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -299,9 +168,9 @@ def _settings(dataset: "ImageDataset", args: argparse.Namespace) -> dict[str, An
 
 def _print_head(dataset: "ImageDataset", args: argparse.Namespace, steps_per_epoch: int) -> None:
     settings, order = _settings(dataset, args), dataset.order_settings
-    kind = (
-        f"seed {order.seed}, {order.lanes:,} lanes, window {order.window or 'all'}" if order.shuffle else "not shuffled"
-    )
+    lanes = console.format_count(order.lanes, "lane")
+    window = "the whole lane" if order.window is None else f"{order.window:,} samples"
+    kind = f"seed {order.seed}, {lanes}, window {window}" if order.shuffle else "not shuffled"
     workers = console.format_count(args.workers, "worker")
     threads = console.format_count(args.threads, "thread") if args.threads else "threads as cores allow"
     console.print_figures(

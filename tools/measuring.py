@@ -1,0 +1,145 @@
+"""Streaming an epoch as a training loop does, and measuring it: seconds, images, and digests of what came."""
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feeder import tensors
+from feeder.errors import FeederError, StalledError
+from feeder.tools import console
+
+if TYPE_CHECKING:
+    from feeder.dataset import ImageDataset
+
+_DIGEST_BYTES = 16  # 128 bits: no accidental equality, and still legible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochReport:
+    """What came of one epoch.
+
+    Attributes:
+        epoch, position: where it started.
+        steps: batches that came.
+        images: valid rows of these batches, of this rank.
+        seconds: from asking for the first batch to the end.
+        first_batch_s: until the first batch was there (s).
+        ids: blake2b over the ids of the batches in order, little-endian int64; padding is -1.
+        pixels: blake2b over ids, then images, batch by batch; None where it was not asked for.
+    """
+
+    epoch: int
+    position: int
+    steps: int
+    images: int
+    seconds: float
+    first_batch_s: float
+    ids: str
+    pixels: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        digests = {"ids": self.ids} | ({} if self.pixels is None else {"pixels": self.pixels})
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "steps": self.steps,
+            "images": self.images,
+            "seconds": self.seconds,
+            "first_batch_s": self.first_batch_s,
+            "images_per_s": self.images / self.seconds,
+            "digests": digests,
+        }
+
+
+def make_loader(dataset: "ImageDataset", workers: int, start_method: str | None = None) -> Iterable[dict[str, Any]]:
+    """Return what a training loop iterates over: a DataLoader, or without workers the dataset itself."""
+    if workers == 0:
+        return dataset
+    loader: Iterable[dict[str, Any]] = tensors.data_loader(dataset, workers=workers, start_method=start_method)
+    return loader
+
+
+def stream_epoch(
+    dataset: "ImageDataset",
+    loader: Iterable[dict[str, Any]],
+    *,
+    expected: int | None = None,
+    steps: int | None = None,
+    pixels: bool = False,
+    observe: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[EpochReport | None, dict[str, Any] | None]:
+    """Stream the dataset's next epoch; return what came and the state behind it, or (None, None) if nothing did.
+
+    Args:
+        dataset: what is streamed.
+        loader: what is iterated over, from `make_loader`.
+        expected: images to come, for the progress bar.
+        steps: stop after so many.
+        pixels: whether to digest pixels, too.
+        observe: called with every batch.
+    """
+    ids_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    pixels_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    batches = images = 0
+    first: dict[str, Any] = {}
+    state: dict[str, Any] | None = None
+    label = f"epoch {dataset.epoch}"
+    start = time.perf_counter()
+    iterator = iter(loader)  # before the progress bar: workers are forked here, and the bar has a thread
+    with console.progress(expected, label) as advance:
+        for batch in _batches(iterator, steps):
+            if not first:
+                first = {name: batch[name] for name in ("epoch", "position")}
+                first["first_batch_s"] = time.perf_counter() - start
+            ids = np.asarray(batch["id"]).astype("<i8").tobytes()
+            ids_digest.update(ids)
+            if pixels:
+                pixels_digest.update(ids)
+                pixels_digest.update(image_array(batch).data)
+            valid = int(np.count_nonzero(np.asarray(batch["valid"])))
+            batches, images, state = batches + 1, images + valid, batch["state"]
+            if observe is not None:
+                observe(batch)
+            advance(valid)
+    if not first:
+        return None, None
+    report = EpochReport(
+        **first,
+        steps=batches,
+        images=images,
+        seconds=time.perf_counter() - start,
+        ids=ids_digest.hexdigest(),
+        pixels=pixels_digest.hexdigest() if pixels else None,
+    )
+    return report, state
+
+
+def image_array(batch: dict[str, Any]) -> NDArray[Any]:
+    """Return the images of a batch, contiguous, (B, H, W, 3) or (B, V, H, W, 3); tensors have their channels first."""
+    image = batch["image"]
+    return np.ascontiguousarray(image if isinstance(image, np.ndarray) else np.moveaxis(np.asarray(image), -3, -1))
+
+
+def _batches(iterator: Iterator[dict[str, Any]], steps: int | None) -> Iterator[dict[str, Any]]:
+    """Yield at most ``steps`` batches; raise what a worker raised as it was raised there."""
+    try:
+        yield from itertools.islice(iterator, steps)
+    except Exception as error:
+        text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: ".removeprefix("builtins.")
+        if "DataLoader worker" not in text:
+            raise
+        if isinstance(error, (FeederError, OSError)) and name in text:  # the sentence ends the traceback in the message
+            raise type(error)(text.rpartition(name)[2].strip()) from error
+        if "killed by signal" in text or "exited unexpectedly" in text:
+            raise StalledError(
+                f"a worker process died ({text.splitlines()[0].strip()}); often memory or /dev/shm is too small: use"
+                " fewer --workers or a smaller batch"
+            ) from error
+        raise
