@@ -1,6 +1,7 @@
 """Commands: one module each; they parse, call and print.
 
-This folder is imported as ``feeder.tools``, through the link ``feeder/tools``; the bare name belongs to the user's own code.
+This folder is imported as ``feeder.tools``, through the link ``feeder/tools``; the bare name belongs to the user's own
+code.
 """
 
 if __name__ != "feeder.tools":

@@ -1,6 +1,6 @@
 """What a wheel holds, from a checkout and from a source distribution."""
 
-import tarfile
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -37,8 +37,7 @@ def test_a_wheel_by_way_of_a_source_distribution_is_the_same(
     sources: Path, wheel: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     archive = build(sources, "--sdist", tmp_path / "sdist")
-    with tarfile.open(archive) as files:
-        files.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(archive, tmp_path)
     (unpacked,) = tmp_path.glob("shardfeed-*")
     assert members(build(unpacked, "--wheel", tmp_path / "wheel")) == members(wheel)
 
