@@ -23,10 +23,11 @@ CAUSES = {
     "not an image": "the bytes are of no known image format",
     "damaged": "the header contradicts itself",
     "truncated": "the end of the image is missing",
-    "too large": "the header names more pixels than allowed",
+    "too large": "more pixels or bytes than allowed",
 }
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes an image for a decompression bomb (2 × its MAX_IMAGE_PIXELS)
+MAX_IMAGE_BYTES = 0x7FFF_F000  # the most that one read of Linux gives
 HEADER_BYTES = 65_536  # enough for the header of nearly every image; large EXIF or ICC blocks need the whole file
 
 

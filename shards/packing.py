@@ -11,7 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from feeder.shards.errors import BadImageError, DestinationError, SourceError
-from feeder.shards.images import EXTENSIONS, FORMATS, ImageHeader, check_image
+from feeder.shards.images import EXTENSIONS, FORMATS, MAX_IMAGE_BYTES, ImageHeader, check_image
 from feeder.shards.index import bytes_columns, encode_index, image_columns, index_name, number_arrays, open_index
 from feeder.shards.names import key_of, readable
 from feeder.shards.storage import read_regular_file, staged_file
@@ -182,6 +182,8 @@ class _Packer:
 
 def _checked_read(task: ShardTask, source: str, size: int) -> tuple[bytes, ImageHeader]:
     """Return the bytes and the header of an image, or raise `BadImageError`."""
+    if size > MAX_IMAGE_BYTES:
+        raise BadImageError("too large", f"it has {size} bytes, more than the {MAX_IMAGE_BYTES} allowed")
     path = os.path.join(task.root, source)
     try:
         image = read_regular_file(path)

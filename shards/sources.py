@@ -78,6 +78,8 @@ def scan_source(source: str | os.PathLike[str]) -> list[ImageFiles]:
         parts = [_below(split, root, paths, sizes) for split in SPLITS if split in tops]
     names = {path.partition("/")[0] for _, _, inner, _ in parts for path in inner if "/" in path}
     classes = sorted(names, key=os.fsencode)
+    if len(set(map(readable, classes))) < len(classes):
+        raise SourceError(f"two class folders of {root} differ only in bytes that are not UTF-8; rename one of them")
     return [_image_files(*part, classes) for part in parts]
 
 

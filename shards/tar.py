@@ -12,6 +12,15 @@ from typing import BinaryIO
 from feeder.shards.errors import ShardError
 
 BLOCK = 512
+_MAX_SIZE = 1 << 33  # eleven octal digits
+
+# The parts of a header that never change. `tarfile.TarInfo.tobuf` makes the same bytes in ten times the time (22 µs,
+# twice a sample), and not in every version of Python: some write zeros as device numbers, which are left empty here.
+_BEFORE_SIZE = b"0000444\0" + b"0000000\0" * 2  # mode, uid, gid
+_BEFORE_CHECKSUM = b"\0" + b"00000000000\0"  # the end of the size, mtime
+_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)  # regular file, no link; no users, device or prefix
+_REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum is taken with spaces in its own place
+
 END = bytes(2 * BLOCK)  # two zero blocks end an archive
 MAX_NAME_BYTES = 100  # of the name field of a USTAR header; longer ones need its prefix, which not every reader joins
 
@@ -23,10 +32,12 @@ def member_header(name: str, size: int) -> bytes:
         name: key and extension, ASCII, at most 100 bytes.
         size: bytes of content, less than 8 GiB.
     """
-    info = tarfile.TarInfo(name)
-    info.size = size
-    info.mode = 0o444
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    field = name.encode("ascii")
+    if not 0 < len(field) <= MAX_NAME_BYTES or not 0 <= size < _MAX_SIZE:
+        raise ValueError(f"no USTAR header for {name!r} of {size} bytes: its name or its size does not fit")
+    head = field.ljust(MAX_NAME_BYTES, b"\0") + _BEFORE_SIZE + b"%011o" % size + _BEFORE_CHECKSUM
+    checksum = sum(head) + _REST_SUM
+    return head + b"%06o\0 " % checksum + _REST
 
 
 def padding(size: int) -> bytes:

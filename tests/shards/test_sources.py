@@ -96,6 +96,12 @@ def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
     assert files.paths.encoded(0) == b"caf\xe9/\xff.jpg"
 
 
+def test_class_names_that_look_the_same_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, os.fsdecode(b"caf\xe9/1.jpg"), "caf\\xe9/1.jpg")
+    with pytest.raises(SourceError, match="differ only in bytes that are not UTF-8; rename one of them$"):
+        scan_source(tmp_path)
+
+
 def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.txt", "file.jpg", "mixed/a/1.jpg", "mixed/2.jpg")
     sentences = {

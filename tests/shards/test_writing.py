@@ -127,10 +127,12 @@ def bad_images(folder: Path) -> dict[str, str]:
     (folder / "dangling.jpg").symlink_to("nowhere")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "io-error.jpg").symlink_to("/proc/self/mem")
+    with open(folder / "vast.jpg", "wb") as file:
+        file.truncate(3 << 30)  # a hole: it takes no space
     return {
         "bad/cut.jpg": "truncated", "bad/dangling.jpg": "unreadable", "bad/empty.jpg": "empty",
         "bad/header only.jpg": "truncated", "bad/huge.png": "too large", "bad/io-error.jpg": "unreadable",
-        "bad/pipe.jpg": "unreadable", "bad/text.jpg": "not an image",
+        "bad/pipe.jpg": "unreadable", "bad/text.jpg": "not an image", "bad/vast.jpg": "too large",
     }  # fmt: skip
 
 
@@ -139,7 +141,7 @@ def test_bad_images_are_set_aside_and_listed(image_folder: Path, tmp_path: Path)
     causes = bad_images(image_folder / "bad")
     report = build(image_folder, tmp_path / "out", BuildOptions(shuffle=False))
     assert {image.source: image.cause for image in report.bad} == causes
-    assert report.bad_by_cause == {"truncated": 2, "unreadable": 3, "empty": 1, "too large": 1, "not an image": 1}
+    assert report.bad_by_cause == {"truncated": 2, "unreadable": 3, "empty": 1, "too large": 2, "not an image": 1}
     assert report.bad_path == tmp_path / "out" / "bad-images.jsonl"
     lines = [json.loads(line) for line in report.bad_path.read_text().splitlines()]
     assert lines[0] == {
@@ -150,6 +152,7 @@ def test_bad_images_are_set_aside_and_listed(image_folder: Path, tmp_path: Path)
     assert [line["source"] for line in lines] == sorted(causes)
     reasons = {line["source"]: line["reason"] for line in lines}
     assert reasons["bad/dangling.jpg"] == "it cannot be read: No such file or directory"
+    assert reasons["bad/vast.jpg"] == "it has 3221225472 bytes, more than the 2147479552 allowed"
     assert reasons["bad/pipe.jpg"] == "it cannot be read: not a regular file"
     assert report.num_samples == 36
     assert report.datasets[0].manifest.classes == ("ant", "bad", "bee", "cat")
@@ -208,8 +211,8 @@ def test_nothing_but_bad_images(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         build(tmp_path / "source", tmp_path / "out")
     assert str(caught.value) == (
-        f"no good image in {tmp_path}/source: all 8 are bad, 3 unreadable, 2 truncated, 1 empty, 1 not an image, 1 "
-        "too large"
+        f"no good image in {tmp_path}/source: all 9 are bad, 3 unreadable, 2 too large, 2 truncated, 1 empty, 1 not "
+        "an image"
     )
     assert not (tmp_path / "out").exists()
 

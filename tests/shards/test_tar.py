@@ -1,0 +1,57 @@
+"""Tar members: the bytes of the standard library, without its slowness."""
+
+import io
+import string
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feeder.shards.errors import ShardError
+from feeder.shards.tar import END, member_header, member_size, padding, walk_members
+
+
+@given(st.text(string.ascii_letters + string.digits + "_-.", min_size=1, max_size=100), st.integers(0, (1 << 33) - 1))
+def test_headers_are_those_of_the_standard_library(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o444
+    ours, theirs = member_header(name, size), info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    parsed = tarfile.TarInfo.frombuf(ours, "ascii", "strict")  # which checks the checksum
+    assert (parsed.name, parsed.size, parsed.isreg()) == (name, size, True)
+    assert ours[:148] == theirs[:148]
+    assert ours[156:329] == theirs[156:329]  # device numbers follow: zeros or nothing, by the version of Python
+    assert ours[345:] == theirs[345:]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    for name, size in (("x" * 101, 1), ("", 1), ("x", 1 << 33), ("x", -1)):
+        with pytest.raises(ValueError, match="its name or its size does not fit"):
+            member_header(name, size)
+
+
+def test_members_fill_whole_blocks() -> None:
+    for size in (0, 1, 511, 512, 513):
+        assert member_size(size) == 512 + size + len(padding(size))
+        assert member_size(size) % 512 == 0
+
+
+def archive(*names: str) -> bytes:
+    return b"".join(member_header(name, 1) + b"x" + padding(1) for name in names) + END
+
+
+def test_members_are_found_where_they_are() -> None:
+    assert list(walk_members(io.BytesIO(archive("a.jpg", "b.jpg")), "here")) == [("a.jpg", 512, 1), ("b.jpg", 1536, 1)]
+
+
+def test_archives_of_others_and_cut_ones_are_told() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as writer:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        writer.addfile(folder)
+    with pytest.raises(ShardError, match="^here holds 'folder', which is not a regular file; build it again$"):
+        list(walk_members(io.BytesIO(buffer.getvalue()), "here"))
+    with pytest.raises(ShardError, match=r"^here is not a whole tar archive \(.*\); copy it again from its origin$"):
+        list(walk_members(io.BytesIO(archive("a.jpg")[:600]), "here"))
