@@ -59,9 +59,16 @@ if [ -e "$incomplete" ]; then
     say "the last set-up was interrupted; starting over"
     rm -rf .venv
 fi
+# An environment that was whole stays when pip merely fails (no network, say), since pip takes back what it began. A signal
+# leaves the mark in place.
+was_whole=$([ -e "$ready" ] && echo yes || echo no)
+forgive_failure() {
+    if [ $? -ne 0 ] && [ "$was_whole" = yes ]; then rm -f "$incomplete"; fi
+}
+trap forgive_failure EXIT
+trap 'was_whole=no; exit 130' INT TERM HUP
 mkdir -p .venv
 touch "$incomplete"
-rm -f "$ready"
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 install() { pip install -qq --constraint constraints.txt "$@"; }
@@ -109,7 +116,8 @@ install_simd() {
     wheels=$(mktemp -d)
     log=$wheels/log
     say "compiling $(pinned pillow-simd) for AVX2"
-    if CC="${CC:-cc} -mavx2" C_INCLUDE_PATH="$debian_headers${C_INCLUDE_PATH:+:$C_INCLUDE_PATH}" pip wheel --quiet --no-deps --no-cache-dir --no-binary pillow-simd \
+    if CC="${CC:-cc} -mavx2" C_INCLUDE_PATH="$debian_headers${C_INCLUDE_PATH:+:$C_INCLUDE_PATH}" \
+        pip wheel --quiet --no-deps --no-cache-dir --no-binary pillow-simd \
         --config-settings jpeg=enable --config-settings zlib=enable --config-settings webp=enable \
         --wheel-dir "$wheels" "$(pinned pillow-simd)" >"$log" 2>&1; then
         pip uninstall -qq --yes pillow pillow-simd

@@ -29,9 +29,7 @@ from feeder.tools import console
 REQUIRED = ("numpy", "pyarrow", "fsspec", "xxhash", "google_crc32c", "rich")
 REDIS_TIMEOUT_S = 2.0  # long for a server in the same rack, short for somebody who waits for an answer
 NVIDIA_SMI_TIMEOUT_S = 20.0  # it takes some seconds where the driver is not kept loaded
-SMALL_SHARED_MEMORY_BYTES = (
-    1 << 30
-)  # 8 batches of 256 images of 224×224 in flight are 300 MB, and a node runs several ranks
+SMALL_SHARED_MEMORY_BYTES = 1 << 30  # eight batches of 256 images of 224×224 in flight are 300 MB, for each rank
 FEW_OPEN_FILES = 1024  # a shard and its index each take one, beside what the training job opens
 AVX2_CODE = b"\xc4\xe2\x7d"  # the prefix of 256-bit integer instructions, such as vpmaddubsw on a ymm register
 AVX2_LEAST_COUNT = 10  # pillow-simd for AVX2 has 1,000 with -O3 and 40 with -O2; for SSE4, as Pillow, it has none
@@ -180,17 +178,14 @@ def _pillow() -> Iterator[Finding]:
         return
     version = str(image.__version__)
     simd = ".post" in version  # pillow-simd numbers its releases as Pillow's, with .postN behind
-    yield Finding(
-        name="pillow", found=f"{'pillow-simd' if simd else 'Pillow'} {version}{_instructions(image) if simd else ''}"
-    )
+    active = f"pillow-simd {version}{_instructions(image)}" if simd else f"Pillow {version}"
+    yield Finding(name="pillow", found=active)
     yield from _doubled(simd)
-    turbo = features.check_feature("libjpeg_turbo")
-    jpeg = (
-        f"libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
-        if turbo
-        else "without libjpeg-turbo, which is slow"
-    )
-    yield Finding(name="JPEG", found=jpeg, state="ok" if turbo else "warning")
+    if features.check_feature("libjpeg_turbo"):
+        yield Finding(name="JPEG", found=f"libjpeg-turbo {features.version_feature('libjpeg_turbo')}")
+    else:
+        advice = PILLOW_WHEEL_COMMAND
+        yield Finding(name="JPEG", found="without libjpeg-turbo, which is slow", state="warning", advice=advice)
     for name, feature, package in FORMATS:
         if features.check(feature):
             yield Finding(name=name, found=str(features.version(feature)))
@@ -280,8 +275,8 @@ def _gpus() -> Iterator[Finding]:
         return
     devices = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     for number, device in enumerate(devices):
-        name, memory, driver = (part.strip() for part in device.split(","))
-        yield Finding(name=f"CUDA device {number}", found=f"{name}, {memory}, driver {driver}")
+        name_and_memory, _, driver = device.rpartition(", ")
+        yield Finding(name=f"CUDA device {number}", found=f"{name_and_memory}, driver {driver}")
     if not devices:
         yield Finding(name="CUDA devices", found="nvidia-smi lists none", state="missing")
 
@@ -314,18 +309,18 @@ def _memory() -> Iterator[Finding]:
 
 
 def _open_files() -> Iterator[Finding]:
-    soft, hard = (_limit(value) for value in resource.getrlimit(resource.RLIMIT_NOFILE))
-    few = soft is not None and soft < FEW_OPEN_FILES
-    found = (
-        f"{'unlimited' if soft is None else soft} at once (may be raised to {'any number' if hard is None else hard})"
-    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = soft != resource.RLIM_INFINITY and soft < FEW_OPEN_FILES
     yield Finding(
-        name="open files", found=found, state="warning" if few else "ok", advice="ulimit -n 4096" if few else ""
+        name="open files",
+        found=f"{_limit(soft)} at once, may be raised to {_limit(hard)}",
+        state="warning" if few else "ok",
+        advice="ulimit -n 4096" if few else "",
     )
 
 
-def _limit(value: int) -> int | None:
-    return None if value == resource.RLIM_INFINITY else value
+def _limit(value: int) -> str:
+    return "any number" if value == resource.RLIM_INFINITY else str(value)
 
 
 def _sentence(reason: object) -> str:
