@@ -42,17 +42,25 @@ class Destination:
 
     def release(self) -> None:
         """Take the marker away: the dataset is complete."""
-        self.marker.unlink()
-        os.close(self._descriptor)
+        try:
+            self.marker.unlink(missing_ok=True)
+        finally:
+            os.close(self._descriptor)
 
     def discard(self) -> None:
-        """Remove what the build wrote, the marker last, and the folders that it created."""
-        for path in _own_files(self.path):
-            path.unlink(missing_ok=True)
-        for split in SPLITS:
-            with contextlib.suppress(OSError):  # not there, or not empty: then it holds what is not ours
-                (self.path / split).rmdir()
-        self.release()
+        """Remove what the build wrote, the marker last, and the folders that it created.
+
+        If something cannot be removed the marker stays, so that the next build tries again.
+        """
+        try:
+            for path in _own_files(self.path):
+                path.unlink(missing_ok=True)
+        except OSError:
+            os.close(self._descriptor)
+            return
+        _remove_folders([self.path / split for split in SPLITS])
+        with contextlib.suppress(OSError):
+            self.release()
         _remove_folders(self._created)
 
 
@@ -64,9 +72,11 @@ def claim_destination(dest: str | os.PathLike[str], source: str | os.PathLike[st
         DestinationError: it is no folder, not empty, in use by another build, inside the source or around it, or it
             cannot be written.
     """
-    path = _checked_path(os.fspath(dest), os.fspath(source))
-    created = [folder for folder in (path, *path.parents) if not folder.exists()]
+    created: list[Path] = []
+    path = Path(os.fspath(dest))
     try:
+        path = _checked_path(os.fspath(dest), os.fspath(source))
+        created = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         destination = Destination(path, _claim(path), created)
     except OSError as error:
@@ -121,23 +131,30 @@ def _claim(path: Path) -> int:
     descriptor = os.open(marker, os.O_RDWR | os.O_CLOEXEC | (0 if found else os.O_CREAT | os.O_EXCL), 0o644)
     try:
         share_marker(descriptor, path, fcntl.LOCK_EX)
-        text = os.pread(descriptor, len(_MARKER_TEXT) + 1, 0)
-        if text not in (b"", _MARKER_TEXT) or not _is_at(descriptor, marker):
-            raise _not_empty(path, MARKER_NAME) if text else _in_use(path)
         try:
-            _refuse_foreign_files(path, vouched=bool(text))
-        except DestinationError:
-            if not found:
+            _clean(descriptor, path)
+        except BaseException:
+            if not found and _is_at(descriptor, marker):
                 marker.unlink()
             raise
-        for leftover in _own_files(path):
-            leftover.unlink()
-        os.pwrite(descriptor, _MARKER_TEXT, 0)
         share_marker(descriptor, path)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _clean(descriptor: int, path: Path) -> None:
+    """With the marker locked, remove the leftovers that it vouches for, and let it vouch for what will come."""
+    text = os.pread(descriptor, len(_MARKER_TEXT) + 1, 0)
+    if not _is_at(descriptor, path / MARKER_NAME):
+        raise _in_use(path)
+    if text not in (b"", _MARKER_TEXT):
+        raise _not_empty(path, MARKER_NAME)
+    _refuse_foreign_files(path, vouched=bool(text))
+    for leftover in _own_files(path):
+        leftover.unlink()
+    os.pwrite(descriptor, _MARKER_TEXT, 0)
 
 
 def share_marker(descriptor: int, path: Path, kind: int = fcntl.LOCK_SH) -> None:
@@ -146,6 +163,11 @@ def share_marker(descriptor: int, path: Path, kind: int = fcntl.LOCK_SH) -> None
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise _in_use(path) from error
+    except OSError as error:
+        raise DestinationError(
+            f"destination {path} is on a file system without locks ({error.strerror}); build on a local disk and copy "
+            "the dataset there"
+        ) from error
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

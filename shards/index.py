@@ -12,7 +12,7 @@ column              type        content
 ``F.crc32c``        uint32      … their CRC-32C (Castagnoli; RFC 3720, appendix B.4)
 ``F.width``         int32       of each image field: pixels, as stored
 ``F.height``        int32
-``F.format``        uint8       its position in `feeder.shards.images.FORMATS`
+``F.format``        uint8       its position in `feeder.shards.images.FORMATS` (which grows with a new version only)
 ``label``           int64       scalar fields: their value
 ==================  ==========  ==============================================================================
 
@@ -29,7 +29,6 @@ import pyarrow as pa
 import xxhash
 
 from feeder.shards.errors import ShardError
-from feeder.shards.images import FORMATS
 
 VERSION = "1"
 
@@ -180,8 +179,3 @@ def _explained(buffer: Any, where: str, shard: str, shard_digest: str) -> ShardE
 def number_arrays(columns: Mapping[str, Sequence[int]], types: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
     """Return lists of numbers as arrays of the index's types."""
     return {name: pa.array(columns[name], type=kind) for name, kind in types.items()}
-
-
-def format_name(code: int) -> str:
-    """Return the image format that a value of a ``format`` column stands for."""
-    return FORMATS[code]

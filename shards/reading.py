@@ -44,22 +44,27 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
         SourceError: a plain folder that holds no images, or several splits.
         StorageError: the storage answered with an error.
     """
-    folder = open_folder(source)
     url = os.fspath(source)
     if url.endswith("/" + MANIFEST_NAME):
         url = os.path.dirname(url)
     folder = open_folder(url)
-    if isinstance(folder, LocalFolder) and os.path.isdir(folder.url):
-        if os.path.exists(folder.where(MARKER_NAME)):
+    if isinstance(folder, LocalFolder) and os.path.exists(folder.where(MARKER_NAME)):
+        raise ManifestError(
+            f"{folder.url} is the destination of a build that has not finished; wait for it, or if it was interrupted, "
+            "run the same 'feeder build' again"
+        )
+    try:
+        return ShardReader(folder, read_manifest(folder))
+    except ManifestError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        if splits := find_datasets(folder.url):
             raise ManifestError(
-                f"{folder.url} is the destination of a build that has not finished; wait for it, or if it was "
-                "interrupted, run the same 'feeder build' again"
-            )
-        if not os.path.exists(folder.where(MANIFEST_NAME)):
-            if splits := find_datasets(folder.url):
-                raise ManifestError(f"{folder.url} holds several datasets, expected one; open {' or '.join(splits)}")
-            return FolderReader(folder.url)
-    return ShardReader(folder, read_manifest(folder))
+                f"{folder.url} holds several datasets, expected one; open {' or '.join(splits)}"
+            ) from error
+        if not isinstance(folder, LocalFolder) or not os.path.isdir(folder.url):
+            raise
+    return FolderReader(folder.url)
 
 
 def find_datasets(source: str | os.PathLike[str]) -> list[str]:
@@ -113,10 +118,6 @@ class ShardReader:
     def close(self) -> None:
         """Release descriptors and mappings; a later read opens what it needs."""
         self._open = _OpenShards(self._folder, self.manifest)
-
-    def open_shard(self, number: int) -> "OpenShard":
-        """Return shard `number` of the manifest, opened and checked."""
-        return self._open.get(number)
 
     def _locate(self, ids: NDArray[np.int64]) -> list[tuple["OpenShard", int]]:
         """Return (shard, row in it) of every id. A shard in this list stays open while the list does."""
@@ -293,7 +294,11 @@ def _open_local(path: str) -> int:
 
 
 def _map(path: str) -> Any:
-    """Return a read-only mapping of a local file; all processes of a machine share its pages."""
+    """Return a read-only mapping of a local file; all processes of a machine share its pages.
+
+    If somebody cuts the file later, touching the mapping is SIGBUS. Shards are immutable, and their indexes small and
+    whole when opened: that risk is taken. Images are not mapped.
+    """
     descriptor = _open_local(path)
     try:
         return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) if os.fstat(descriptor).st_size else b""

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from feeder.errors import FeederError
+from feeder.optional import load
 from feeder.shards.errors import StorageError
 
 STAGED = ".tmp"  # ends the names of files that are not whole yet
@@ -120,6 +122,8 @@ class RemoteFolder:
         if opened is None or opened[0] != os.getpid():
             import fsspec  # 50 ms to import: only remote data pays it
 
+            if self.url.startswith(("s3://", "s3a://")):
+                load("s3")  # fsspec would import it, but says less when it is missing
             # A lock inherited by a forked child may be held by a thread that does not exist there: no lock here. Two
             # threads that both get here receive the same object from fsspec's own instance cache.
             opened = self._opened = (os.getpid(), fsspec.core.url_to_fs(self.url)[0])
@@ -131,7 +135,7 @@ def _mapped_errors(url: str) -> Iterator[None]:
     """Turn whatever a remote file system raises into `StorageError`, except that a file does not exist."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, FeederError):
         raise
     except Exception as error:
         raise unreadable(url, error) from error
@@ -185,9 +189,12 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def flush_folder(path: str | os.PathLike[str]) -> None:
-    """Make the names in a local folder durable."""
+    """Make the names in a local folder durable, where its file system can do that for folders."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

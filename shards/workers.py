@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -24,8 +24,8 @@ _QUEUED_PER_WORKER = 2  # one being written and one waiting: tasks hold paths, a
 
 def write_shards(
     tasks: Iterable[ShardTask], workers: int, marker: Path, advance: Callable[[int], None]
-) -> Iterator[WrittenShard]:
-    """Yield the shards of the tasks, in any order, as they get ready.
+) -> Generator[WrittenShard, None, None]:
+    """Yield the shards of the tasks, in any order, as they get ready; closing it stops the workers.
 
     Args:
         tasks: one a shard.

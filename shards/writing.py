@@ -2,7 +2,7 @@
 
 What a build promises, in order; if the code disagrees, the code is wrong:
 
-1. *Checked first*: source and destination are refused before anything is created.
+1. *Checked first*: a source or a destination that cannot be used is refused, and nothing remains of the attempt.
 2. *Marked*: the destination gets a marker file, locked as long as a process of the build lives. A second build at the
    same place is refused; leftovers that a dead build's marker vouches for are removed, anything else is never
    touched.
@@ -14,6 +14,7 @@ What a build promises, in order; if the code disagrees, the code is wrong:
    that (an error, Ctrl-C) removes what it wrote; after a kill the next build does, and no manifest stands meanwhile.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,7 +26,7 @@ import numpy as np
 
 from feeder.errors import ConfigError
 from feeder.shards.destination import BAD_IMAGES_NAME, Destination, claim_destination
-from feeder.shards.errors import SourceError
+from feeder.shards.errors import ShardsError, SourceError
 from feeder.shards.images import MAX_PIXELS
 from feeder.shards.manifest import Field, Manifest, ShardTable, new_manifest, save_manifest
 from feeder.shards.packing import (
@@ -143,44 +144,57 @@ def build(
     options = options or BuildOptions()
     if workers < 1:
         raise ConfigError(f"workers is {workers}, expected at least 1")
-    parts = scan_source(source)
-    seed = options.seed if options.shuffle else None
-    plans = [
-        plan_shards(part, seed=seed, shard_bytes=options.shard_bytes, shard_samples=options.shard_samples)
-        for part in parts
-    ]
     with claim_destination(dest, source) as destination:
+        parts = scan_source(source)
+        plans = [_plan(files, options) for files in parts]
+        total = sum(map(len, parts))
+        advance = start(total) if start else _ignore
+        limit = _BadLimit(options, total)
+        datasets, bad = [], []
         try:
-            return _build(list(zip(parts, plans, strict=True)), destination, options, workers, start)
+            for files, plan in zip(parts, plans, strict=True):
+                dataset, set_aside = _write_split(files, plan, destination, options, workers, limit, advance)
+                datasets.append(dataset)
+                bad += set_aside
+            return _commit(destination, datasets, bad)
+        except ShardsError:
+            raise
         except OSError as error:
             raise cannot_write(destination.path, error) from error
 
 
-def _build(
-    parts: list[tuple[ImageFiles, Plan]],
+def _plan(files: ImageFiles, options: BuildOptions) -> Plan:
+    return plan_shards(
+        files,
+        seed=options.seed if options.shuffle else None,
+        shard_bytes=options.shard_bytes,
+        shard_samples=options.shard_samples,
+    )
+
+
+def _write_split(
+    files: ImageFiles,
+    plan: Plan,
     destination: Destination,
     options: BuildOptions,
     workers: int,
-    start: Callable[[int], Callable[[int], None]] | None,
-) -> BuildReport:
-    total = sum(len(files) for files, _ in parts)
-    advance = start(total) if start else _ignore
-    limit = _BadLimit(options, total)
-    datasets, bad = [], []
-    for files, plan in parts:
-        folder = destination.path / files.split if files.split else destination.path
-        folder.mkdir(exist_ok=True)
-        written = []
-        processes = min(workers, max(1, len(plan) // SHARDS_PER_WORKER))
-        for shard in write_shards(_tasks(folder, files, plan, options), processes, destination.marker, advance):
+    limit: "_BadLimit",
+    advance: Callable[[int], None],
+) -> tuple[BuiltDataset, list[BadImage]]:
+    """Write the shards of a split; return what its manifest will say, and its bad images."""
+    folder = destination.path / files.split if files.split else destination.path
+    folder.mkdir(exist_ok=True)
+    written: list[WrittenShard] = []
+    processes = min(workers, max(1, len(plan) // SHARDS_PER_WORKER))
+    tasks = _tasks(folder, files, plan, options)
+    with contextlib.closing(write_shards(tasks, processes, destination.marker, advance)) as shards:
+        for shard in shards:
             limit.count(files, shard.bad)
             written.append(shard)
-        shards = _numbered(folder, sorted(written, key=lambda shard: shard.name))
-        if not shards:
-            raise SourceError(f"no good image in {files.root}: all {len(files)} are bad, {limit.described()}")
-        datasets.append(BuiltDataset(path=folder, manifest=_manifest(files, shards, options)))
-        bad += _in_source_order(files, written)
-    return _commit(destination, datasets, bad)
+    good = _numbered(folder, sorted(written, key=lambda shard: (len(shard.name), shard.name)))
+    if not good:
+        raise SourceError(f"no good image in {files.root}: all {len(files)} are bad, {limit.described()}")
+    return BuiltDataset(path=folder, manifest=_manifest(files, good, options)), _in_source_order(files, written)
 
 
 class _BadLimit:

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 
 from feeder.shards import packing, writing
 from feeder.shards.destination import claim_destination
-from feeder.shards.errors import DestinationError, ManifestError
+from feeder.shards.errors import DestinationError, ManifestError, SourceError
 from feeder.shards.reading import open_dataset
 from feeder.shards.writing import BuildOptions, build
 from tests.images import write_image_folder
@@ -227,6 +229,64 @@ def test_a_builder_that_comes_while_another_finishes_does_no_harm(
         build(source, out)
     assert open_dataset(out / "train").manifest.num_samples == 36
     assert not (out / ".building").exists()
+
+
+def test_too_many_bad_images_stop_the_workers_and_leave_nothing(source: Path, tmp_path: Path) -> None:
+    for number in range(30):
+        (source / "train" / "bee" / f"z{number}.jpg").write_bytes(b"broken")
+    with pytest.raises(SourceError, match=r"^too many bad images: 1\d of 73 so far"):
+        build(source, tmp_path / "out", BuildOptions(shard_samples=1), workers=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_too_full_for_the_marker_is_left_empty(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(DestinationError, match="No space left on device"):
+        build(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_system_without_locks_is_one_sentence(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(DestinationError) as caught:
+        build(source, tmp_path / "out")
+    assert str(caught.value) == (
+        f"destination {tmp_path}/out is on a file system without locks (No locks available); build on a local disk and "
+        "copy the dataset there"
+    )
+
+
+def test_a_destination_that_vanishes_is_one_sentence(source: Path, tmp_path: Path) -> None:
+    def start(total: int) -> Callable[[int], None]:
+        shutil.rmtree(tmp_path / "out")
+        return lambda images: None
+
+    with pytest.raises(DestinationError, match=r"^cannot write .*/out: No such file or directory; nothing of this"):
+        build(source, tmp_path / "out", start=start)
+
+
+def test_what_cannot_be_removed_keeps_its_marker(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(total: int) -> Callable[[int], None]:
+        return lambda images: monkeypatch.setattr(Path, "unlink", stuck)
+
+    def stuck(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(SourceError, match="^too many bad images: 1 of 43 so far"):
+        build(source, tmp_path / "out", BuildOptions(max_bad_fraction=0), start=start)
+    assert (tmp_path / "out" / ".building").exists()
+    monkeypatch.undo()
+    build(source, tmp_path / "out")
 
 
 def test_a_dead_worker_is_one_sentence(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,6 +270,10 @@ def test_damage_behind_a_url_is_found(dataset: Path, in_memory: str) -> None:
         open_dataset(in_memory).read(np.array([5]))
     with pytest.raises(ShardError, match="^shard memory://bucket/train/shard-000002.tar is missing"):
         open_dataset(in_memory).read(np.array([11]))
+    with pytest.raises(
+        ManifestError, match="^memory://bucket holds several datasets, expected one; open memory://bucket"
+    ):
+        open_dataset("memory://bucket")
     with pytest.raises(ManifestError, match="^no manifest at memory://bucket/none/manifest.json"):
         open_dataset("memory://bucket/none")
     with pytest.raises(StorageError, match=r"^cannot read none://x/manifest.json: .*none"):
