@@ -112,7 +112,7 @@ def _manifest(files: ImageFiles) -> Manifest:
         group.update(files.labels[start:end].astype("<i8").tobytes())
         whole.update(group.digest())
         digests.append(group.hexdigest())
-    whole.update("\\0".join(files.classes).encode())
+    whole.update("\0".join(files.classes).encode())
     fields = {"image": Field(type="image"), **({"label": Field(type="int64")} if files.classes else {})}
     return Manifest(
         digest=whole.hexdigest(),

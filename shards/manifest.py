@@ -215,7 +215,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """Return the manifest that the bytes of a ``manifest.json`` hold; `where` is named in errors."""
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # recursion: thousands of brackets
         raise ManifestError(
             f"{where} is not whole JSON ({error}): got {len(data)} bytes; copy the dataset again from its origin, or "
             "build it again"

@@ -130,6 +130,11 @@ def test_a_cut_at_any_place_is_found() -> None:
             parse_manifest(data[:length], "here")
 
 
+def test_thousands_of_brackets_are_no_manifest() -> None:
+    with pytest.raises(ManifestError, match="^here is not whole JSON"):
+        parse_manifest(b"[" * 100_000, "here")
+
+
 def test_a_flipped_bit_anywhere_is_found_or_changes_nothing_but_white_space() -> None:
     manifest = make_manifest(2)
     data = encode_manifest(manifest)
