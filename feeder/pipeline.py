@@ -8,8 +8,8 @@ What happens, and what happens when it goes wrong:
    another sample of its segment in its place, chosen by (seed, epoch, id), so that the result depends on bytes alone;
    "mask" leaves zeros and ``valid`` False; "raise" raises.
 3. Anything else (storage, corruption, a bug) is raised where the batch would have come out, and ends the iteration.
-4. Leaving the iteration early, or by an exception, cancels the chunks that have not started and waits for those that
-   run.
+4. Leaving the iteration early, or by an exception, cancels the chunks that have not started; those that run finish
+   unseen.
 5. A chunk that takes longer than `STALL_LIMIT_S` is an error that names the stage, never a hang.
 
 If the code disagrees with these lines, the code is wrong.
@@ -41,7 +41,7 @@ CANDIDATES = 8  # stand-ins tried for a bad sample: with 10 % of a segment bad, 
 BAD_WINDOW = 10_000  # samples over which max_bad_fraction is judged
 PADDING_LABEL = -100  # torch's cross_entropy leaves it out by default (ignore_index)
 _MAX_CHUNK = 32  # samples of one task: amortises the cost of drawing windows, small enough to balance threads
-_CHUNKS_PER_THREAD = 4  # at least, in a batch: keeps all threads busy to its end
+_CHUNKS_PER_THREAD = 2  # at least, in a batch: keeps all threads busy to its end
 
 _log = logging.getLogger("feeder")
 
