@@ -132,7 +132,7 @@ def _build(photographs: Path, shards: Path, seed: int, record: Path, wanted: dic
 
         report = build(photographs, shards, BuildOptions(seed=seed), workers=usable_cores(), start=show_progress)
     largest = max(report.datasets, key=lambda dataset: dataset.manifest.num_samples)
-    place = {"path": str(largest.path.relative_to(record.parent)), "digest": largest.manifest.digest}
+    place = {"path": os.path.relpath(largest.path, record.parent), "digest": largest.manifest.digest}
     with staged_file(record) as file:
         file.write(json.dumps(wanted | place).encode())
     if report.bad:

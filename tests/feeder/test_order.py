@@ -240,7 +240,8 @@ def test_more_lanes_than_samples_are_refused():
     with pytest.raises(ConfigError) as caught:
         make_order([3], lanes=4)
     assert str(caught.value) == (
-        "the order has 4 lanes and 3 samples an epoch; lanes must be from 1 to the number of samples: lower Shuffle(lanes=)"
+        "the order has 4 lanes and 3 samples an epoch; "
+        "lanes must be from 1 to the number of samples: lower Shuffle(lanes=)"
     )
 
 

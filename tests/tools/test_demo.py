@@ -57,6 +57,16 @@ def test_the_whole_way(run_demo: Demo, tmp_path: Path, monkeypatch: pytest.Monke
     assert (folder / ".gitignore").read_text() == "*\n"
 
 
+def test_the_folder_may_be_a_relative_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["demo", "--dir", "demo", "--quiet", "--images", "30"]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "in demo/shards (already there)" in capsys.readouterr().out.replace(str(tmp_path) + "/", "")
+
+
 def test_the_suggested_commands_work(run_demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     text = run_demo("--images", "8")
     commands = [line.split()[1:] for line in text.partition("Try next:\n")[2].splitlines()]
