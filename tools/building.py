@@ -122,11 +122,11 @@ def _document(report: BuildReport, seconds: float) -> dict[str, Any]:
 def _print(report: BuildReport, seconds: float) -> None:
     for dataset in report.datasets:
         manifest = dataset.manifest
-        classes = f", {len(manifest.classes)} classes" if "label" in manifest.fields else ""
         console.print_figures(
             [
                 ("dataset", dataset.path),
-                ("samples", f"{manifest.num_samples:,}{classes}"),
+                ("samples", f"{manifest.num_samples:,}"),
+                *([("classes", f"{len(manifest.classes):,}")] if "label" in manifest.fields else []),
                 ("shards", f"{len(manifest.shards):,}, {console.format_bytes(manifest.size_bytes)}"),
                 ("order", f"shuffled with seed {manifest.shuffle_seed}" if manifest.shuffled else "as in the source"),
                 ("digest", manifest.digest),

@@ -77,6 +77,7 @@ def _print(reader: Reader, summary: Summary) -> None:
             ("format", "plain folder of images" if manifest.format == "folder" else manifest.format),
             *([("split", manifest.split)] if manifest.split else []),
             ("samples", f"{manifest.num_samples:,}"),
+            *([("classes", f"{len(manifest.classes):,}")] if manifest.classes else []),
             ("size", f"{console.format_bytes(manifest.size_bytes)}, {mean} a sample"),
             ("shards", f"{count:,}" if manifest.format != "folder" else f"{count:,} groups of files"),
             ("fields", ", ".join(f"{name} ({field.type})" for name, field in manifest.fields.items())),
@@ -93,7 +94,7 @@ def _print(reader: Reader, summary: Summary) -> None:
         [("formats", formats), ("width", _spread(summary.widths)), ("height", _spread(summary.heights))]
     )
     if manifest.classes:
-        print(f"\n{len(manifest.classes):,} classes, the most frequent:")
+        print("\nmost frequent classes:")
         most = (-summary.class_counts).argsort(kind="stable")[:_SHOWN_CLASSES].tolist()
         console.print_table(
             ("label", "class", "samples"),
