@@ -188,10 +188,15 @@ def load_manifest(source: str | os.PathLike[str]) -> Manifest:
         ManifestError: it is missing, cut, altered, of another version, or contradicts itself.
         StorageError: the storage would not give it.
     """
+    return read_manifest(dataset_folder(source))
+
+
+def dataset_folder(source: str | os.PathLike[str]) -> Folder:
+    """Return the folder of the dataset at a path or URL, which may also be that of its manifest."""
     url = os.fspath(source)
     if url.endswith("/" + MANIFEST_NAME) or url == MANIFEST_NAME:
         url = url[: -len(MANIFEST_NAME)] or "."
-    return read_manifest(open_folder(url))
+    return open_folder(url)
 
 
 def read_manifest(folder: Folder) -> Manifest:

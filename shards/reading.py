@@ -21,10 +21,10 @@ from feeder.shards.errors import ManifestError, ShardError
 from feeder.shards.folder import FolderReader
 from feeder.shards.images import FORMATS
 from feeder.shards.index import ShardIndex, index_name, open_index
-from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME, Manifest, read_manifest
+from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME, Manifest, dataset_folder, read_manifest
 from feeder.shards.rows import Reader, Rows, checked_ids
 from feeder.shards.sources import SPLITS
-from feeder.shards.storage import Folder, LocalFolder, open_folder, unreadable
+from feeder.shards.storage import Folder, LocalFolder, unreadable
 
 __all__ = ["Reader", "Rows", "ShardReader", "open_dataset"]
 
@@ -44,10 +44,7 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
         SourceError: a plain folder that holds no images, or several splits.
         StorageError: the storage answered with an error.
     """
-    url = os.fspath(source)
-    if url.endswith("/" + MANIFEST_NAME):
-        url = os.path.dirname(url)
-    folder = open_folder(url)
+    folder = dataset_folder(source)
     if isinstance(folder, LocalFolder) and os.path.exists(folder.where(MARKER_NAME)):
         raise ManifestError(
             f"{folder.url} is the destination of a build that has not finished; wait for it, or if it was interrupted, "
@@ -69,7 +66,7 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
 
 def find_datasets(source: str | os.PathLike[str]) -> list[str]:
     """Return the folders or URLs of the datasets at a place: itself, or its splits; empty when there is none."""
-    folder = open_folder(source)
+    folder = dataset_folder(source)
     names = [split for split in ("", *SPLITS) if _exists(folder, os.path.join(split, MANIFEST_NAME))]
     return [folder.where(name) if name else folder.url for name in names]
 

@@ -54,32 +54,19 @@ class LocalFolder:
         return os.path.join(self.url, name)
 
     def size(self, name: str) -> int:
-        try:
+        with _mapped_errors(self.where(name)):
             return os.stat(self.where(name)).st_size
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise unreadable(self.where(name), error) from error
 
     def read(self, name: str) -> bytes:
-        try:
+        with _mapped_errors(self.where(name)):
             return Path(self.where(name)).read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise unreadable(self.where(name), error) from error
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         return [self._read_range(*one) for one in ranges]
 
     def _read_range(self, name: str, offset: int, size: int) -> bytes:
-        try:
-            with open(self.where(name), "rb", buffering=0) as file:
-                return os.pread(file.fileno(), size, offset)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise unreadable(self.where(name), error) from error
+        with _mapped_errors(self.where(name)), open(self.where(name), "rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
 
 
 class RemoteFolder:
@@ -132,9 +119,11 @@ class RemoteFolder:
 
 @contextlib.contextmanager
 def _mapped_errors(url: str) -> Iterator[None]:
-    """Turn whatever a remote file system raises into `StorageError`, except that a file does not exist."""
+    """Turn whatever a file system raises into `StorageError`, except that a file does not exist."""
     try:
         yield
+    except NotADirectoryError as error:  # a file stands where a folder was named: so there is no such file in it
+        raise FileNotFoundError(error.errno, error.strerror, url) from error
     except (FileNotFoundError, FeederError):
         raise
     except Exception as error:

@@ -20,10 +20,17 @@ from feeder.errors import ConfigError
 from feeder.shards.errors import ShardError, StorageError
 from feeder.shards.images import EXTENSIONS, FORMATS
 from feeder.shards.index import ShardIndex, index_name
-from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, parse_manifest, read_manifest_bytes
+from feeder.shards.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    dataset_folder,
+    encode_manifest,
+    parse_manifest,
+    read_manifest_bytes,
+)
 from feeder.shards.packing import LABEL_EXTENSION
 from feeder.shards.reading import check_size, load_index
-from feeder.shards.storage import Folder, open_folder
+from feeder.shards.storage import Folder
 from feeder.shards.tar import walk_members
 
 LEVELS = ("quick", "full", "deep")
@@ -75,7 +82,7 @@ def verify(
         raise ConfigError(f"level is {level!r}, expected one of {', '.join(LEVELS)}")
     if level == "deep" and decode is None:
         raise ConfigError("level deep needs a function that decodes images")
-    folder = open_folder(source)
+    folder = dataset_folder(source)
     where = folder.where(MANIFEST_NAME)
     data = read_manifest_bytes(folder)
     manifest = parse_manifest(data, where)

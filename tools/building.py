@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -144,7 +145,7 @@ def _print(report: BuildReport, seconds: float) -> None:
         )
         for image in report.bad[:_SHOWN_BAD]:
             print(f"  {console.printable(image.source)}: {console.printable(image.reason)}")
-    print(f"\nnext: feeder stream {report.datasets[0].path}")
+    print(f"\nnext: feeder stream {shlex.quote(str(report.datasets[0].path))}")
 
 
 # argparse names a type in its sentence by __name__: "invalid size value: 'x'"

@@ -221,6 +221,8 @@ def test_a_storage_error_is_named(dataset: Path) -> None:
 def test_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=f"^no manifest at {tmp_path}/none/manifest.json: expected a dataset"):
         open_dataset(tmp_path / "none")
+    with pytest.raises(ManifestError, match=r"^no manifest at .*/shard-000000.tar/manifest.json: expected a dataset"):
+        open_dataset(dataset / "shard-000000.tar")
     (dataset / ".building").touch()
     with pytest.raises(ManifestError) as caught:
         open_dataset(dataset)
