@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from feeder import tensors
 from feeder.errors import FeederError, StalledError
 from feeder.tools import console
+from feeder.tools.interrupts import workers_ignore_interrupts
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
@@ -92,7 +93,8 @@ def stream_epoch(
     state: dict[str, Any] | None = None
     label = f"epoch {dataset.epoch}"
     start = time.perf_counter()
-    iterator = iter(loader)  # before the progress bar: workers are forked here, and the bar has a thread
+    with workers_ignore_interrupts():
+        iterator = iter(loader)  # before the progress bar: workers are forked here, and the bar has a thread
     with console.progress(expected, label) as advance:
         for batch in _batches(iterator, steps):
             if not first:

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -24,6 +23,7 @@ from PIL import Image
 
 from feeder.keyed import derive_key, uniform
 from feeder.tools.console import Advance
+from feeder.tools.interrupts import workers_ignore_interrupts
 
 FloatImage = NDArray[np.float32]
 
@@ -189,12 +189,8 @@ def _made_elsewhere(folder: Path, seed: int, numbers: list[range], processes: in
     # Spawned, not forked: a progress bar's thread runs in this process.
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_open_studio, initargs=(seed,))
     try:
-        # Workers inherit the mask: Ctrl-C reaches every process of a terminal, and this one alone shall answer.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with workers_ignore_interrupts():
             tasks: list[Future[tuple[int, int]]] = [pool.submit(_write_some, str(folder), some) for some in numbers]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for task in as_completed(tasks):
             yield task.result()
     finally:
