@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from feeder.errors import StateError
+from feeder.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
@@ -69,9 +69,8 @@ def read_state(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError:
-        raise StateError(
-            f"{path} holds no state: it is not JSON; write one with 'feeder stream --save-state'"
-        ) from None
+        remedy = "write one with 'feeder stream --save-state'"
+        raise StateError(f"{path} holds no state: it is not JSON; {remedy}") from None
 
 
 def count(text: str) -> int:
@@ -83,7 +82,7 @@ def count(text: str) -> int:
 
 
 def _shuffle(args: argparse.Namespace) -> "bool | Shuffle":
-    from feeder.errors import ConfigError
+    """Return what ``shuffle=`` is to be."""
     from feeder.order import Shuffle
 
     given = {"window_shards": args.window_shards, "lanes": args.lanes, "sticky_shards": args.sticky}

@@ -28,7 +28,7 @@ from feeder.shards.sources import UNREADABLE, scan_source
 from feeder.shards.storage import staged_file
 from feeder.shards.writing import BuildOptions, build
 from feeder.tools import console
-from feeder.tools.dataset_options import count
+from feeder.tools.dataset_options import DEFAULT_BATCH, count
 from feeder.tools.resume_proof import LEAST_IMAGES, Proof, open_one_lane, prove_resume
 from feeder.tools.showing import draw_batch
 
@@ -64,13 +64,7 @@ def run(args: argparse.Namespace) -> int:
     proof = prove_resume(shards, manifest.num_samples, args.seed, folder / "state.json", _say)
     _draw_sheet(shards, args.seed, folder / "sheet.png", proof)
     print(f"\n{'PASS' if proof.passed else 'FAIL'}: {proof.sentence}")
-    command = "feeder" if shutil.which("feeder") else shlex.quote(sys.argv[0])
-    where, state, sheet = (shlex.quote(str(path)) for path in (shards, folder / "state.json", folder / "sheet.png"))
-    print("\nTry next:")
-    print(f"  {command} inspect {where}")
-    print(f"  {command} stream {where} --epochs 2 --workers 2 --digest pixels")
-    print(f"  {command} stream {where} --state {state}")
-    print(f"  {command} show {where} --epoch 1 --step 3 -o {sheet}")
+    _suggest(folder, shards, proof)
     return 0 if proof.passed else 1
 
 
@@ -176,6 +170,21 @@ def _draw_sheet(shards: Path, seed: int, output: Path, proof: Proof) -> None:
     draw_batch(dataset, batch, Placement(rank=0, world_size=1), output, _SHEET_IMAGES)
     dataset.close()
     _say("Sheet", f"the batch with which it went on, as a model gets it: {output}")
+
+
+def _suggest(folder: Path, shards: Path, proof: Proof) -> None:
+    """Print commands that look further into what was made."""
+    command = "feeder"
+    if not shutil.which(command):
+        called = Path(sys.argv[0]).name == command  # by its path, from an environment that is not active
+        command = shlex.quote(sys.argv[0]) if called else f"{shlex.quote(sys.executable)} -m feeder.tools.main"
+    where, state, sheet = (shlex.quote(str(path)) for path in (shards, folder / "state.json", folder / "sheet.png"))
+    batch = "" if proof.batch_size == DEFAULT_BATCH else f" --batch-size {proof.batch_size}"
+    print("\nTry next:")
+    print(f"  {command} inspect {where}")
+    print(f"  {command} stream {where} --epochs 2 --workers 2 --digest pixels{batch}")
+    print(f"  {command} stream {where} --state {state}{batch}")
+    print(f"  {command} show {where} --epoch 0 --step {proof.step} -o {sheet}{batch}")
 
 
 def _say(name: str, text: str) -> None:

@@ -42,7 +42,7 @@ COMMANDS = {
     "doctor": ("feeder.tools.doctor", "say what is installed, what is missing, and how to get it"),
 }
 
-FAILED, USAGE, BUG, INTERRUPTED, NO_READER, TERMINATED = 1, 2, 70, 130, 141, 143
+USAGE, BUG, INTERRUPTED, NO_READER, TERMINATED = 2, 70, 130, 141, 143
 
 
 class _Terminated(BaseException):
@@ -68,9 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a file name that the terminal cannot show is no reason to die
+        # A file name that the terminal cannot show is no reason to die.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _sigterm_unwinds():
             try:

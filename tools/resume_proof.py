@@ -19,12 +19,13 @@ from feeder import presets, tensors
 from feeder.dataset import ImageDataset
 from feeder.errors import ConfigError
 from feeder.order import Shuffle
+from feeder.resources import usable_cores
 from feeder.shards.storage import staged_file
 from feeder.tools import console
+from feeder.tools.dataset_options import DEFAULT_BATCH
 from feeder.tools.measuring import image_array, make_loader, stream_epoch
 
 LEAST_IMAGES = 8  # fewer make no epoch that could be stopped in its middle
-_BATCH = 64
 WORKERS = 2
 
 Say = Callable[[str, str], None]  # prints one line of a report: a name, a text
@@ -110,7 +111,7 @@ def prove_resume(shards: Path, num_samples: int, seed: int, state_file: Path, sa
 
 def plan(num_samples: int) -> tuple[int, int, int]:
     """Return the batch size, the steps of an epoch, and the step before which the second run breaks off."""
-    batch = min(_BATCH, num_samples // 4)
+    batch = min(DEFAULT_BATCH, num_samples // 4)
     steps = num_samples // batch
     half = steps // 2
     return batch, steps, half + (steps - half) % 2
@@ -131,6 +132,8 @@ def _claims(first: Recorder, undisturbed: Recorder, broken_off: Recorder, resume
 def _stream_epochs(shards: Path, seed: int, batch: int, recorders: list[Recorder], say: Say) -> None:
     """Stream one epoch for each recorder, in this process."""
     dataset = open_one_lane(shards, batch, seed)
+    threads = console.format_count(usable_cores(), "thread")
+    say("Stream", f"batches of {batch}, random crops of 224 by 224 pixels, engine {dataset.engine}, {threads}")
     for recorder in recorders:
         cpu_start_s = time.process_time()
         report, _ = stream_epoch(dataset, dataset, expected=len(dataset) * batch, observe=recorder)

@@ -50,10 +50,8 @@ def run(args: argparse.Namespace) -> int:
         state = dataset.state_dict()
         batch = dataset.batch_at(epoch=state["epoch"], position=state["position"])
     draw_batch(dataset, batch, resolve_placement(args.rank, args.world_size), output, args.limit)
-    shown = min(args.limit, len(batch["id"]))
-    print(
-        f"{args.output}: {shown:,} of {len(batch['id']):,} images, epoch {batch['epoch']}, position {batch['position']}"
-    )
+    rows, where = len(batch["id"]), f"epoch {batch['epoch']}, position {batch['position']}"
+    print(f"{args.output}: {min(args.limit, rows):,} of {rows:,} images, {where}")
     dataset.close()
     return 0
 
@@ -90,10 +88,10 @@ def _title(dataset: "ImageDataset", batch: dict[str, Any], placement: Placement,
     where = f"position {batch['position']:,}" if past else f"step {step:,}"  # no step of this batch size starts there
     whose = f"rank {placement.rank} of {placement.world_size}, seed {dataset.order_settings.seed}"
     rows = len(batch["id"])
-    count = f"{shown} of {rows}" if shown < rows else f"{rows}"
+    number = f"{shown} of {rows}" if shown < rows else f"{rows}"
     return [
         f"epoch {batch['epoch']}, {where}, {whose}",
-        f"{count} images of {width} by {height} pixels, dataset {dataset.manifest.digest}",
+        f"{number} images of {width} by {height} pixels, dataset {dataset.manifest.digest}",
     ]
 
 

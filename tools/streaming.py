@@ -39,6 +39,7 @@ SCHEMA = "feeder.stream/1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
     add_dataset_options(parser, transform="imagenet-train:224")
     stream = parser.add_argument_group("stream")
     stream.add_argument("--epochs", type=count, default=1, metavar="N", help="epochs, the first one included (1)")
@@ -97,10 +98,8 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps(_settings(dataset, args) | totals))
     else:
-        rate = console.format_rate(images, seconds)
-        print(
-            f"in all    {images:,} images in {console.format_duration(seconds)}, {rate}, {cpu_ms:.2f} ms CPU an image"
-        )
+        rate = f"{console.format_duration(seconds)}, {console.format_rate(images, seconds)}"
+        print(f"in all   {images:,} images in {rate}, {cpu_ms:.2f} ms CPU an image")
     dataset.close()
     return 0
 
@@ -108,9 +107,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     """Refuse what the library cannot see: options of this command that contradict each other."""
     if args.start_method is not None and args.workers == 0:
-        raise ConfigError(
-            f"--start-method {args.start_method} is for worker processes, and there are none; add --workers"
-        )
+        method = f"--start-method {args.start_method}"
+        raise ConfigError(f"{method} is for worker processes, and there are none; add --workers")
     if args.state is not None and (args.epoch is not None or args.position is not None):
         raise ConfigError("--state says where to start, and so do --epoch and --position; give one or the other")
     if args.save_state is not None and not Path(args.save_state).absolute().parent.is_dir():
@@ -185,11 +183,9 @@ def _print_head(dataset: "ImageDataset", args: argparse.Namespace, steps_per_epo
 
 
 def _print_epoch(report: EpochReport) -> None:
-    rate = console.format_rate(report.images, report.seconds)
+    rate = f"{console.format_duration(report.seconds)}, {console.format_rate(report.images, report.seconds)}"
     first = f"first batch after {console.format_duration(report.first_batch_s)}"
-    print(
-        f"epoch {report.epoch}  {report.images:,} images in {console.format_duration(report.seconds)}, {rate}, {first}"
-    )
+    print(f"epoch {report.epoch}  {report.images:,} images in {rate}, {first}")
     print(f"  ids     {report.ids}")
     if report.pixels is not None:
         print(f"  pixels  {report.pixels}")

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from feeder.tools import demo, resume_proof
+from feeder.tools import resume_proof
 from feeder.tools.main import main
 from feeder.tools.resume_proof import Recorder
 from tests.images import write_image_folder
@@ -45,8 +46,8 @@ def test_the_whole_way(run_demo: Demo, tmp_path: Path, monkeypatch: pytest.Monke
     text = run_demo("--images", "30")
     folder = tmp_path / "demo"
     assert "\nPASS: the remaining 14 ids and their pixels are exactly the rest of the undisturbed epoch\n" in text
-    assert [line.partition("  ")[0] for line in text.splitlines()[:9]] == [
-        *("Photographs", "Shards", "", "Epoch 0", "", "Epoch 1", "", "Stop", "Resume"),
+    assert [line.partition("  ")[0] for line in text.splitlines()[:10]] == [
+        *("Photographs", "Shards", "", "Stream", "Epoch 0", "", "Epoch 1", "", "Stop", "Resume"),
     ]
     dataset, first, second = digests(text)
     assert len({dataset, first, second}) == 3
@@ -67,14 +68,27 @@ def test_the_folder_may_be_a_relative_path(
     assert "in demo/shards (already there)" in capsys.readouterr().out.replace(str(tmp_path) + "/", "")
 
 
-def test_the_suggested_commands_work(run_demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
-    text = run_demo("--images", "8")
-    commands = [line.split()[1:] for line in text.partition("Try next:\n")[2].splitlines()]
-    assert [command[0] for command in commands] == ["inspect", "stream", "stream", "show"]
+@pytest.mark.parametrize("per_class", [4, 90])  # with batches of 3, and of the default size
+def test_the_suggested_commands_work(
+    per_class: int, run_demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_image_folder(tmp_path / "photos", per_class=per_class)
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/feeder", "demo"])
+    monkeypatch.setenv("PATH", "")
+    text = run_demo("--photos", str(photos))
+    commands = [line.split() for line in text.partition("Try next:\n")[2].splitlines()]
+    assert [command[:2] for command in commands] == [
+        ["/somewhere/bin/feeder", name] for name in ("inspect", "stream", "stream", "show")
+    ]
     for command in commands:
-        smaller = ["--batch-size", "2"] if command[0] != "inspect" else []  # the default batch is for 2,000 images
-        assert main([*command, *smaller]) == 0
+        assert main(command[1:]) == 0
         assert capsys.readouterr().out
+
+
+def test_the_suggested_commands_name_a_program_that_is_there(run_demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/main.py", "demo"])
+    monkeypatch.setenv("PATH", "")
+    assert f"  {sys.executable} -m feeder.tools.main inspect " in run_demo("--images", "8")
 
 
 def test_what_is_whole_is_used_again(run_demo: Demo, tmp_path: Path) -> None:
@@ -186,7 +200,3 @@ def test_a_missing_source_leaves_the_shards_alone(run_demo: Demo, tmp_path: Path
 
 def test_real_photographs(photos: Path, run_demo: Demo) -> None:
     assert "PASS" in run_demo("--photos", str(photos))
-
-
-def test_the_default_folder_is_hidden() -> None:
-    assert demo.DEFAULT_FOLDER == ".demo"
