@@ -132,7 +132,7 @@ def _build(photographs: Path, shards: Path, seed: int, record: Path, wanted: dic
     if report.bad:
         aside = console.format_count(len(report.bad), "bad image")
         console.warn(f"{aside} set aside, listed in {report.bad_path}")
-    return largest.path, largest.manifest
+    return record.parent / place["path"], largest.manifest
 
 
 def _fingerprint(photographs: Path) -> str:
