@@ -39,7 +39,8 @@ def answer_for(package: str, monkeypatch: pytest.MonkeyPatch, failure: Exception
     """Let imports of ``package`` fail for this test: as not installed, or with ``failure``."""
     for name in list(sys.modules):
         if f"{name}.".startswith(f"{package}."):
-            monkeypatch.delitem(sys.modules, name)
+            # None halts an import; removing and restoring would change the order in which modules are torn down at exit
+            monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(sys, "meta_path", [Finder(package, failure), *sys.meta_path])
 
 
