@@ -109,7 +109,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         self._engine: Engine = open_engine(engine)
         self._reader = open_dataset(source)
         self._epochs = EpochCounter()
-        self._settings: OrderSettings | None = None
+        self._loaded_settings: OrderSettings | None = None  # of a state; without one, arguments and global batch decide
         self._order: Order | None = None
         self._pipeline: Pipeline | None = None
         self._state: State | None = None
@@ -200,8 +200,9 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             )
             for at in positions[worker::workers]
         )
-        for batch in self._resolved_pipeline(workers).batches(steps):
-            yield self._finished(batch, batch["position"] + global_batch)
+        for batch in self._resolved_pipeline(order, workers).batches(steps):
+            state = self._state = self._state_behind(order, epoch, batch["position"] + global_batch)
+            yield self._finished(batch, state)
 
     def batch(self, *, epoch: int, step: int, rank: int | None = None, world_size: int | None = None) -> Batch:
         """Return the batch that a rank gets at a step of an epoch that started at its beginning; a pure function.
@@ -226,8 +227,8 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         global_batch = self.global_batch(placement.world_size)
         order = self._resolved_order(global_batch)
         samples = order.rank_batch(epoch, position, global_batch, placement.rank, placement.world_size)
-        batch = self._resolved_pipeline(1).batch(Step(epoch=epoch, position=position, samples=samples))
-        return self._finished(batch, position + global_batch, remember=False)
+        batch = self._resolved_pipeline(order, 1).batch(Step(epoch=epoch, position=position, samples=samples))
+        return self._finished(batch, self._state_behind(order, epoch, position + global_batch))
 
     def __getitem__(self, sample_id: int) -> dict[str, Any]:
         """Return one sample as `epoch` shows it: the entries of a batch without their first axis."""
@@ -235,7 +236,8 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             raise IndexError(f"there is no sample {sample_id}; the dataset has {self.num_samples}")
         ids = np.array([sample_id % self.num_samples])
         samples = RankBatch(ids=ids, copies=np.zeros(1, np.int64), valid=np.ones(1, np.bool_))
-        batch = self._resolved_pipeline(1).batch(Step(epoch=self.epoch, position=0, samples=samples))
+        step = Step(epoch=self.epoch, position=0, samples=samples)
+        batch = self._resolved_pipeline(self._resolved_order(), 1).batch(step)
         if self._as_tensors:
             batch = tensors.from_arrays(batch)
         return {name: batch[name][0] for name in ("image", "label", "id", "key", "valid", "crop", "flip", "size")}
@@ -253,7 +255,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             )
         if self._state is not None:
             return self._state.to_json()
-        return self._state_behind(self._epochs.epoch, self._epochs.position).to_json()
+        return self._state_behind(self._resolved_order(), self._epochs.epoch, self._epochs.position).to_json()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next iteration go on behind the batch whose state this is, at any world size, batch and workers.
@@ -271,7 +273,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
                 f" {digest}; open the dataset that the state was made with"
             )
         settings = self._settings_of(loaded)
-        if self._epochs.worker_iterations and settings != self._settings:
+        if self._epochs.worker_iterations and settings != self.order_settings:
             raise StateError(
                 "the state has another order than the one that running DataLoader workers use; load it before the first"
                 " iteration"
@@ -281,10 +283,11 @@ class ImageDataset(tensors.IterableDataset[Batch]):
                 "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ",
                 *(loaded.engine, loaded.pixels, self._engine.name, PIXEL_CONTRACT),
             )
-        if settings != self._settings:
-            self._settings, self._order, self._pipeline = settings, None, None
+        order = Order(self.manifest.shards.samples, settings)
+        if settings != self._loaded_settings:
+            self._loaded_settings, self._order, self._pipeline = settings, order, None
         epoch, position = loaded.epoch, loaded.position
-        if self._resolved_order().steps(self.global_batch(), position) == 0:
+        if order.steps(self.global_batch(), position) == 0:
             epoch, position = epoch + 1, 0  # the state behind the last batch of an epoch
         self._epochs.set(epoch, position)
         self._state = None
@@ -324,13 +327,15 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         )
 
     def _resolved_order(self, global_batch: int | None = None) -> Order:
-        """Return the order; first use, or a state before it, settles what was left to "auto"."""
-        if self._settings is None:
+        """Return the order of a loaded state, else the one that the arguments give at a global batch."""
+        settings = self._loaded_settings
+        if settings is None:
             seed = DEFAULT_SEED if self._seed is None else self._seed
-            self._settings = self._requested_settings(seed, global_batch or self.global_batch())
-        if self._order is None:
-            self._order = Order(self.manifest.shards.samples, self._settings)
-        return self._order
+            settings = self._requested_settings(seed, global_batch or self.global_batch())
+        order = self._order
+        if order is None or order.settings != settings:
+            order = self._order = Order(self.manifest.shards.samples, settings)
+        return order
 
     def _settings_of(self, state: State) -> OrderSettings:
         """Return the order of a state, which must not contradict what the arguments ask for."""
@@ -355,13 +360,16 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             )
         return theirs
 
-    def _resolved_pipeline(self, workers: int) -> Pipeline:
-        """Return this process's pipeline: threads and descriptors belong to one process."""
+    def _resolved_pipeline(self, order: Order, workers: int) -> Pipeline:
+        """Return this process's pipeline: threads and descriptors belong to one process.
+
+        Of the order it keeps seed and segments, which global batch and world size do not change.
+        """
         if self._pipeline is None or not self._pipeline.usable:
             masks = self._on_error == "replace" and self._shuffle is False
             self._pipeline = Pipeline(
                 source=self._reader,
-                order=self._resolved_order(),
+                order=order,
                 geometry=self._geometry,
                 engine=self._engine,
                 on_error="mask" if masks else self._on_error,
@@ -370,22 +378,19 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             )
         return self._pipeline
 
-    def _state_behind(self, epoch: int, position: int) -> State:
+    def _state_behind(self, order: Order, epoch: int, position: int) -> State:
         """Return the state from which the given position is the next."""
         return State(
             dataset=self.manifest.digest,
-            order=self._resolved_order().settings,
+            order=order.settings,
             epoch=epoch,
             position=position,
             engine=self._engine.name,
             pixels=PIXEL_CONTRACT,
         )
 
-    def _finished(self, batch: Batch, position: int, *, remember: bool = True) -> Batch:
+    def _finished(self, batch: Batch, state: State) -> Batch:
         """Complete a batch with the state behind it, in the kind of arrays that was asked for."""
-        state = self._state_behind(batch["epoch"], position)
-        if remember:
-            self._state = state
         batch["state"] = state.to_json()
         return tensors.from_arrays(batch) if self._as_tensors else batch
 

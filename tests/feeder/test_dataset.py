@@ -15,6 +15,7 @@ import pytest
 from feeder import ImageDataset, Normalize, RandomHorizontalFlip, RandomResizedCrop, Shuffle, presets
 from feeder.errors import ConfigError, RankError, SampleError, StateError, TooManyBadSamplesError
 from feeder.placement import Placement
+from feeder.shards.writing import BuildOptions, build
 from tests.images import encoded, write_image_folder
 
 TRAIN = (RandomResizedCrop(32), RandomHorizontalFlip())
@@ -260,6 +261,25 @@ def test_another_order_cannot_be_loaded_under_running_workers(folder):
         dataset.load_state_dict(state)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_same_order_can_be_loaded_under_running_workers(folder):
+    dataset = open_dataset(folder)
+    batches = loader(dataset, 2)
+    state = [batch["state"] for batch in batches][4]
+    dataset.load_state_dict(state)
+    resumed = list(batches)
+    assert [batch["position"] for batch in resumed] == list(range(20, 52, 4))
+    assert resumed[-1]["state"] == list(open_dataset(folder))[-1]["state"]
+
+
+def test_a_state_whose_order_cannot_be_changes_nothing(folder):
+    dataset = open_dataset(folder, shuffle=True)
+    state = next(iter(dataset))["state"]
+    with pytest.raises(ConfigError, match="the order has 100 lanes and 52 samples"):
+        dataset.load_state_dict({**state, "order": {**state["order"], "lanes": 100}})
+    assert next(iter(dataset))["epoch"] == 1
+
+
 def test_another_engine_is_only_a_warning(folder, caplog):
     state = {**next(iter(open_dataset(folder)))["state"], "engine": "turbo"}
     open_dataset(folder).load_state_dict(state)
@@ -275,6 +295,24 @@ def test_any_batch_can_be_computed_anywhere(folder):
     part = open_dataset(folder, batch_size=1).batch(epoch=0, step=3, rank=2, world_size=4)
     assert part["id"].tolist() == walked[0][3]["id"][2:3].tolist()
     assert fresh.epoch == 0
+
+
+def test_what_was_asked_before_changes_no_batch(tmp_path):
+    """The default lanes follow from the global batch of the very call: 1 at 64, 4 at 256."""
+    source = write_image_folder(tmp_path / "images", classes=("a",), per_class=256)
+    build(source, tmp_path / "shards", BuildOptions(shard_samples=4))
+
+    def fresh(**placement):
+        return ImageDataset(tmp_path / "shards", batch_size=64, transform=TRAIN, seed=5, threads=2, **placement)
+
+    expected = next(iter(fresh(rank=1, world_size=4)))
+    assert expected["state"]["order"]["lanes"] == 4
+    dataset = fresh()
+    assert len(dataset) == 4
+    assert dataset[0]["id"] == 0
+    assert next(iter(dataset))["state"]["order"]["lanes"] == 1
+    elsewhere = dataset.batch(epoch=0, step=0, rank=1, world_size=4)
+    assert digests([elsewhere]) == digests([expected])
 
 
 def test_a_sample_is_what_batches_show(folder):
