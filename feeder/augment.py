@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder.arguments import as_integer
 from feeder.errors import ConfigError
 from feeder.keyed import UInt64Array, derive_key, draw, uniform
 from feeder.transforms import (
@@ -133,7 +134,8 @@ def compile_transforms(transforms: Iterable[Transform] | Transform, *, views: in
     for kind in TRANSFORMS:
         if sum(isinstance(item, kind) for item in sequence) > 1:
             raise ConfigError(f"{kind.__name__} stands twice in the transforms; {_ONCE[kind]}")
-    if not _is_count(views):
+    count = as_integer(views)
+    if count is None or count < 1:
         raise ConfigError(f"got views={views!r}; give the number of output images of each sample, at least 1")
 
     normalize = next((item for item in sequence if isinstance(item, Normalize)), None)
@@ -145,7 +147,7 @@ def compile_transforms(transforms: Iterable[Transform] | Transform, *, views: in
     box, size, interpolation = _compile_box(crops)
     return Geometry(
         size=size,
-        views=views,
+        views=count,
         normalize=normalize,
         interpolation=interpolation,
         box=box,
@@ -244,7 +246,3 @@ def _not_ours(item: object) -> str:
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

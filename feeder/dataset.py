@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from feeder import tensors
+from feeder.arguments import as_integer
 from feeder.augment import Geometry, Transform, compile_transforms
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
@@ -25,6 +26,7 @@ Arrays = Literal["auto", "torch", "numpy"]
 Batch = dict[str, Any]
 
 DEFAULT_SEED = 0
+SEED_LIMIT = 1 << 127  # what `feeder.keyed.derive_key` takes
 
 _log = logging.getLogger("feeder")
 
@@ -88,16 +90,14 @@ class ImageDataset(tensors.IterableDataset[Batch]):
     ) -> None:
         super().__init__()
         self._batch_size, self._global_batch_size = _checked_batch_sizes(batch_size, global_batch_size)
-        self._seed = seed
+        self._seed = _checked_seed(seed)
         self._shuffle = shuffle
         self._rank, self._world_size = rank, world_size
-        self._threads = threads
+        self._threads = None if threads is None else _checked_integer("threads", threads, least=1)
         self._on_error: OnError = _one_of("on_error", on_error, ("replace", "mask", "raise"))
         self._max_bad_fraction = max_bad_fraction
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads is {threads}; it must be at least 1")
-        if not 0 <= max_bad_fraction <= 1:
-            raise ConfigError(f"max_bad_fraction is {max_bad_fraction}; it must be from 0 to 1")
+        if not isinstance(max_bad_fraction, float | int | np.floating) or not 0 <= max_bad_fraction <= 1:
+            raise ConfigError(f"max_bad_fraction is {max_bad_fraction!r}; it must be a number from 0 to 1")
         if not isinstance(shuffle, bool | Shuffle):
             raise ConfigError(f"shuffle is {shuffle!r}; it must be True, False or a feeder.Shuffle")
         if rank is not None or world_size is not None:
@@ -165,9 +165,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration this epoch, from its start; reaches the persistent workers of a DataLoader, too."""
-        if epoch < 0:
-            raise ConfigError(f"epoch is {epoch}; it must be at least 0")
-        self._epochs.set(epoch)
+        self._epochs.set(_checked_integer("epoch", epoch, least=0))
         self._state = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -214,6 +212,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         placement = self._placement() if rank is None and world_size is None else resolve_placement(rank, world_size)
         global_batch = self.global_batch(placement.world_size)
         steps = self._steps_per_epoch(global_batch)
+        epoch, step = _checked_integer("epoch", epoch), _checked_integer("step", step)
         if epoch < 0 or not 0 <= step < steps:
             raise ConfigError(
                 f"there is no step {step} of epoch {epoch}; epochs count from 0, and steps from 0 to {steps - 1} at"
@@ -223,6 +222,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
 
     def batch_at(self, *, epoch: int, position: int, placement: Placement | None = None) -> Batch:
         """Return the batch that starts at a position of an epoch, such as the one that follows a state."""
+        epoch, position = _checked_integer("epoch", epoch, least=0), _checked_integer("position", position, least=0)
         placement = placement or self._placement()
         global_batch = self.global_batch(placement.world_size)
         order = self._resolved_order(global_batch)
@@ -232,9 +232,12 @@ class ImageDataset(tensors.IterableDataset[Batch]):
 
     def __getitem__(self, sample_id: int) -> dict[str, Any]:
         """Return one sample as `epoch` shows it: the entries of a batch without their first axis."""
-        if not -self.num_samples <= sample_id < self.num_samples:
-            raise IndexError(f"there is no sample {sample_id}; the dataset has {self.num_samples}")
-        ids = np.array([sample_id % self.num_samples])
+        number = as_integer(sample_id)
+        if number is None:
+            raise TypeError(f"the sample id is {sample_id!r}; it must be an integer")
+        if not -self.num_samples <= number < self.num_samples:
+            raise IndexError(f"there is no sample {number}; the dataset has {self.num_samples}")
+        ids = np.array([number % self.num_samples])
         samples = RankBatch(ids=ids, copies=np.zeros(1, np.int64), valid=np.ones(1, np.bool_))
         step = Step(epoch=self.epoch, position=0, samples=samples)
         batch = self._resolved_pipeline(self._resolved_order(), 1).batch(step)
@@ -403,10 +406,26 @@ def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) 
             f"{given} of batch_size ({batch_size}, per rank) and global_batch_size ({global_batch_size}, of all ranks)"
             " is given; give exactly one"
         )
-    for name, size in (("batch_size", batch_size), ("global_batch_size", global_batch_size)):
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise ConfigError(f"{name} is {size!r}; it must be an integer of at least 1")
-    return batch_size, global_batch_size
+    if batch_size is not None:
+        return _checked_integer("batch_size", batch_size, least=1), None
+    return None, _checked_integer("global_batch_size", global_batch_size, least=1)
+
+
+def _checked_integer(name: str, value: Any, *, least: int | None = None) -> int:
+    """Return a value that must be an integer as Python's own."""
+    number = as_integer(value)
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ConfigError(f"{name} is {value!r}; it must be an integer{bound}")
+    return number
+
+
+def _checked_seed(seed: Any) -> int | None:
+    """Return a seed that keys of random numbers can hold."""
+    number = as_integer(seed)
+    if seed is not None and (number is None or not -SEED_LIMIT <= number < SEED_LIMIT):
+        raise ConfigError(f"seed is {seed!r}; it must be None or an integer from -2**127 to 2**127 - 1")
+    return number
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:

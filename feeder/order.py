@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder.arguments import as_integer
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, draw, permute
 
@@ -57,13 +58,18 @@ class Shuffle:
     lanes: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        window, lanes = self.window_shards, self.lanes
-        if window not in ("all", "auto") and not (isinstance(window, int) and window >= 0):
-            raise ConfigError(
-                f"Shuffle.window_shards is {window!r}; it must be 'all', 'auto' or an integer of at least 0"
-            )
-        if lanes != "auto" and not (isinstance(lanes, int) and lanes >= 1):
-            raise ConfigError(f"Shuffle.lanes is {lanes!r}; it must be 'auto' or an integer of at least 1")
+        window, lanes = as_integer(self.window_shards), as_integer(self.lanes)
+        if self.window_shards not in ("all", "auto"):
+            if window is None or window < 0:
+                raise ConfigError(
+                    f"Shuffle.window_shards is {self.window_shards!r}; it must be 'all', 'auto' or an integer of at"
+                    " least 0"
+                )
+            object.__setattr__(self, "window_shards", window)
+        if self.lanes != "auto":
+            if lanes is None or lanes < 1:
+                raise ConfigError(f"Shuffle.lanes is {self.lanes!r}; it must be 'auto' or an integer of at least 1")
+            object.__setattr__(self, "lanes", lanes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

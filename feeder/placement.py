@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from feeder import tensors
+from feeder.arguments import as_integer
 from feeder.errors import RankError
 
 # Launchers, most specific first: torchrun (and DeepSpeed, Accelerate, Lightning), Slurm's srun, Open MPI's mpirun.
@@ -24,6 +25,11 @@ class Placement:
     world_size: int
 
     def __post_init__(self) -> None:
+        for name in ("rank", "world_size"):
+            value = as_integer(getattr(self, name))
+            if value is None:
+                raise RankError(f"{name} is {getattr(self, name)!r}; it must be an integer")
+            object.__setattr__(self, name, value)
         if self.world_size < 1:
             raise RankError(f"world_size is {self.world_size}; it must be at least 1")
         if not 0 <= self.rank < self.world_size:

@@ -462,8 +462,15 @@ def test_a_segment_of_bad_samples_stops_the_run(tmp_path):
         ),
         ({"batch_size": None}, "neither of batch_size (None, per rank)"),
         ({"batch_size": 0}, "batch_size is 0; it must be an integer of at least 1"),
-        ({"threads": 0}, "threads is 0; it must be at least 1"),
-        ({"max_bad_fraction": 2}, "max_bad_fraction is 2; it must be from 0 to 1"),
+        ({"batch_size": 4.0}, "batch_size is 4.0; it must be an integer of at least 1"),
+        ({"batch_size": True}, "batch_size is True; it must be an integer of at least 1"),
+        ({"seed": 7.5}, "seed is 7.5; it must be None or an integer from -2**127 to 2**127 - 1"),
+        ({"seed": True}, "seed is True; it must be None or an integer"),
+        ({"seed": 2**127}, "seed is 170141183460469231731687303715884105728; it must be None or an integer"),
+        ({"threads": 0}, "threads is 0; it must be an integer of at least 1"),
+        ({"threads": 2.5}, "threads is 2.5; it must be an integer of at least 1"),
+        ({"max_bad_fraction": 2}, "max_bad_fraction is 2; it must be a number from 0 to 1"),
+        ({"max_bad_fraction": None}, "max_bad_fraction is None; it must be a number from 0 to 1"),
         ({"shuffle": "yes"}, "shuffle is 'yes'; it must be True, False or a feeder.Shuffle"),
         ({"on_error": "skip"}, "on_error is 'skip'; it must be one of 'replace', 'mask', 'raise'"),
         ({"arrays": "jax"}, "arrays is 'jax'; it must be one of 'auto', 'torch', 'numpy'"),
@@ -474,6 +481,39 @@ def test_arguments_that_cannot_work_are_refused(folder, arguments, sentence):
     with pytest.raises(ConfigError) as caught:
         ImageDataset(folder, **{"batch_size": 4, "transform": TRAIN, **arguments})
     assert str(caught.value).startswith(sentence)
+
+
+def test_integers_of_numpy_leave_states_that_can_be_saved(folder):
+    plain = open_dataset(folder, world_size=2, rank=1)
+    dataset = open_dataset(
+        folder,
+        batch_size=np.int64(4),
+        seed=np.uint64(5),
+        threads=np.int32(2),
+        views=np.int64(1),
+        rank=np.int64(1),
+        world_size=np.int64(2),
+        shuffle=Shuffle(lanes=np.int64(4)),
+        max_bad_fraction=np.float32(0.5),
+    )
+    batch = next(iter(dataset))
+    assert json.dumps(batch["state"]) == json.dumps(next(iter(plain))["state"])
+    assert batch["id"].tolist() == plain.batch(epoch=0, step=0)["id"].tolist()
+    later = dataset.batch(epoch=np.int64(1), step=np.int64(2))
+    assert json.dumps(later["state"]) == json.dumps(plain.batch(epoch=1, step=2)["state"])
+
+
+def test_what_is_no_integer_is_refused_in_calls(folder):
+    dataset = open_dataset(folder)
+    for call in (lambda: dataset.set_epoch(1.5), lambda: dataset.batch_at(epoch=1.5, position=0)):
+        with pytest.raises(ConfigError, match=r"epoch is 1.5; it must be an integer of at least 0"):
+            call()
+    with pytest.raises(ConfigError, match="position is -4; it must be an integer of at least 0"):
+        dataset.batch_at(epoch=0, position=-4)
+    with pytest.raises(ConfigError, match=r"step is 1.0; it must be an integer"):
+        dataset.batch(epoch=0, step=1.0)
+    with pytest.raises(TypeError, match=r"the sample id is 1.5; it must be an integer"):
+        dataset[1.5]
 
 
 def test_a_global_batch_larger_than_the_dataset_is_refused_in_training(folder):

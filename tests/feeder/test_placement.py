@@ -79,6 +79,8 @@ def test_rank_and_world_size_come_together():
         (-1, 2, "rank is -1 and world_size is 2; rank must be from 0 to 1"),
         (2, 2, "rank is 2 and world_size is 2; rank must be from 0 to 1"),
         (0, 0, "world_size is 0; it must be at least 1"),
+        (0.0, 2, "rank is 0.0; it must be an integer"),
+        ("0", "2", "rank is '0'; it must be an integer"),
     ],
 )
 def test_ranks_out_of_range_are_refused(rank, world_size, sentence):
