@@ -47,7 +47,9 @@ class ImageDataset(tensors.IterableDataset[Batch]):
       flip (B, V)
     - ``epoch``, ``position``: where the batch stands; ``state``: a state to resume behind it
 
-    Iterating yields the next epoch each time, whether or not the one before was finished.
+    Iterating yields the next epoch each time, whether or not the one before was finished. `set_epoch` before each epoch
+    is safer under workers: one that is killed before its first batch has not counted that epoch. Two DataLoaders that
+    run at the same time need a dataset each (``copy.deepcopy``), since they would count in the same cells.
 
     Args:
         source: a dataset made by ``feeder build`` or a plain folder of images; a path or fsspec URL.

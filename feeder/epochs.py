@@ -26,7 +26,8 @@ class EpochCounter:
     Every worker w of W counts in a cell of its own, (W, w), and reads the cells of other numbers of workers: an
     iteration's number is one more than the last iteration's of any number of workers. The workers of one iteration
     compute the same number whenever each of them starts, since the cells they do not own stand still meanwhile. No
-    lock is needed.
+    lock is needed. It takes for granted that one loader at a time iterates and that every worker of an earlier
+    iteration got as far as `begin`; `set` makes them agree again.
     """
 
     def __init__(self, epoch: int = 0, position: int = 0) -> None:
