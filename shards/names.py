@@ -10,22 +10,23 @@ from numpy.typing import NDArray
 
 from feeder.shards.tar import MAX_NAME_BYTES
 
-KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+# A first folder like __this__ is one that webdataset and energon leave out, with all that is in it.
+KEY = re.compile(r"(?!__[^/]*__/)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 _MAX_EXTENSION_BYTES = 16  # with its dot: room for names like ".mask.png" beside the image's own
 MAX_KEY_BYTES = MAX_NAME_BYTES - _MAX_EXTENSION_BYTES
-_OTHER = re.compile(r"[^A-Za-z0-9_/-]")
+_REPLACED = re.compile(r"[^A-Za-z0-9/-]+")  # runs, those of "_" too, so that no "__" comes about
 _DIGEST_DIGITS = 16  # 64 bits: a billion changed names meet with a probability of 3 %, and then the build refuses
 
 
 def key_of(path: str) -> str:
     """Return the key of the file at a path relative to the source's root.
 
-    The key is the path without its extension. If it holds a character other than ``A-Z a-z 0-9 _ - /``, or takes more
-    than 84 bytes, every such character becomes ``_``, the name is cut to fit, and ``-`` and 16 hexadecimal digits of
-    the blake2b digest of the whole path are appended: so different files keep different keys, also when nothing of
-    their names could be kept. Only files that differ in nothing but a clean name's extension (``a.jpg``, ``a.png``)
-    clash.
+    The key is the path without its extension. If it holds a character other than ``A-Z a-z 0-9 _ - /``, takes more than
+    84 bytes, or begins with a folder like ``__this__``, every run of such characters and ``_`` becomes one ``_``, the
+    name is cut to fit, and ``-`` and 16 hexadecimal digits of the blake2b digest of the whole path are appended: so
+    different files keep different keys, also when nothing of their names could be kept. Only files that differ in
+    nothing but a clean name's extension (``a.jpg``, ``a.png``) clash.
     """
     folder, _, name = path.rpartition("/")
     stem = name.rpartition(".")[0] or name
@@ -33,7 +34,7 @@ def key_of(path: str) -> str:
     if len(plain) <= MAX_KEY_BYTES and KEY.fullmatch(plain):
         return plain
     digest = hashlib.blake2b(os.fsencode(path), digest_size=_DIGEST_DIGITS // 2).hexdigest()
-    kept = _OTHER.sub("_", plain)[: MAX_KEY_BYTES - _DIGEST_DIGITS - 1]
+    kept = _REPLACED.sub("_", plain)[: MAX_KEY_BYTES - _DIGEST_DIGITS - 1]
     return f"{kept}-{digest}"
 
 

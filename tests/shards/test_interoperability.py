@@ -24,6 +24,8 @@ def dataset(image_folder: Path, tmp_path: Path) -> Path:
         "bee/蜂.png",
         "cat/deep/er/x.bmp",
         "bee/" + "b" * 120 + ".jpg",
+        "__other__/x.jpg",
+        "кошка/1.jpg",
     ):
         path = image_folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
