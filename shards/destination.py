@@ -16,7 +16,7 @@ from feeder.shards.errors import DestinationError
 from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME
 from feeder.shards.packing import cannot_write
 from feeder.shards.sources import SPLITS
-from feeder.shards.storage import STAGED, is_remote
+from feeder.shards.storage import STAGED, is_remote, local_path
 
 BAD_IMAGES_NAME = "bad-images.jsonl"
 
@@ -106,8 +106,7 @@ def _checked_path(dest: str, source: str) -> Path:
         raise DestinationError(
             f"destination {dest} is a URL, expected a local folder; build locally, then upload the folder"
         )
-    path = Path(os.path.realpath(dest.removeprefix("file://")))
-    origin = Path(os.path.realpath(source.removeprefix("file://")))
+    path, origin = (Path(os.path.realpath(local_path(url))) for url in (dest, source))
     if path == origin:
         raise DestinationError(f"source and destination are the same folder, {path}; choose another destination")
     if origin in path.parents:
@@ -128,7 +127,10 @@ def _claim(path: Path) -> int:
     marker = path / MARKER_NAME
     found = marker.exists()
     _refuse_foreign_files(path, vouched=found)
-    descriptor = os.open(marker, os.O_RDWR | os.O_CLOEXEC | (0 if found else os.O_CREAT | os.O_EXCL), 0o644)
+    try:
+        descriptor = os.open(marker, os.O_RDWR | os.O_CLOEXEC | (0 if found else os.O_CREAT | os.O_EXCL), 0o644)
+    except (FileExistsError, FileNotFoundError) as error:  # another build made or removed it at this very moment
+        raise _in_use(path) from error
     try:
         share_marker(descriptor, path, fcntl.LOCK_EX)
         try:
@@ -184,7 +186,7 @@ def _refuse_foreign_files(path: Path, *, vouched: bool) -> None:
     for entry in sorted(path.iterdir()):
         if entry.name == MARKER_NAME or entry in own:
             continue
-        if vouched and entry.name in SPLITS and entry.is_dir():
+        if vouched and entry.name in SPLITS and entry.is_dir() and not entry.is_symlink():
             foreign = [inner for inner in sorted(entry.iterdir()) if inner not in own]
             if foreign:
                 raise _not_empty(path, os.path.join(entry.name, foreign[0].name))
@@ -193,12 +195,12 @@ def _refuse_foreign_files(path: Path, *, vouched: bool) -> None:
 
 
 def _own_files(path: Path) -> list[Path]:
-    """Return the files, in a folder and its splits, whose names a build gives."""
+    """Return the files, in a folder and its splits, whose names a build gives; builds make no links."""
     folders = [path, *(path / split for split in SPLITS)]
     return [
         entry
         for folder in folders
-        if folder.is_dir()
+        if folder.is_dir() and not folder.is_symlink()
         for entry in sorted(folder.iterdir())
         if _OWN_NAMES.fullmatch(entry.name) and not entry.is_dir()
     ]

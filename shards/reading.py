@@ -45,11 +45,8 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
         StorageError: the storage answered with an error.
     """
     folder = dataset_folder(source)
-    if isinstance(folder, LocalFolder) and os.path.exists(folder.where(MARKER_NAME)):
-        raise ManifestError(
-            f"{folder.url} is the destination of a build that has not finished; wait for it, or if it was interrupted, "
-            "run the same 'feeder build' again"
-        )
+    if isinstance(folder, LocalFolder):
+        _refuse_unfinished(folder.url)
     try:
         return ShardReader(folder, read_manifest(folder))
     except ManifestError as error:
@@ -62,6 +59,17 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
         if not isinstance(folder, LocalFolder) or not os.path.isdir(folder.url):
             raise
     return FolderReader(folder.url)
+
+
+def _refuse_unfinished(path: str) -> None:
+    """Raise `ManifestError` if a folder, or the one that it is a split of, is the destination of a build."""
+    above, name = os.path.split(path)
+    for folder in (path, above) if name in SPLITS else (path,):
+        if os.path.exists(os.path.join(folder, MARKER_NAME)):
+            raise ManifestError(
+                f"{folder} is the destination of a build that has not finished; wait for it, or if it was interrupted, "
+                "run the same 'feeder build' again"
+            )
 
 
 def find_datasets(source: str | os.PathLike[str]) -> list[str]:

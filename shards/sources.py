@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from feeder.shards.errors import SourceError
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.names import PathTable, readable
-from feeder.shards.storage import unreadable
+from feeder.shards.storage import is_remote, local_path, unreadable
 
 SPLITS = ("train", "val", "validation", "valid", "test")
 UNREADABLE = -1  # stands for the size of what is no regular file: a dangling link, a pipe, a device
@@ -117,9 +117,9 @@ def _below(
 def _checked_root(source: str | os.PathLike[str]) -> str:
     """Return the absolute path of a source, which must be a folder."""
     text = os.fspath(source)
-    if "://" in text and not text.startswith("file://"):
+    if is_remote(text):
         raise SourceError(f"source {text} is a URL, expected a local folder of images; copy or mount it first")
-    root = os.path.abspath(text.removeprefix("file://"))
+    root = os.path.abspath(local_path(text))
     if not os.path.exists(root):
         raise SourceError(f"no such source: {root}; expected a folder of images")
     if not os.path.isdir(root):
@@ -131,35 +131,48 @@ def _listing(root: str) -> tuple[list[str], NDArray[np.int64]]:
     """Return (relative paths, sizes) of the image files below a folder, in order."""
     paths: list[str] = []
     sizes = array("q")
-    for path, size in _walk(root, "", ()):
+    for path, size in _walk(root):
         paths.append(path)
         sizes.append(size)
     return paths, np.frombuffer(sizes, np.int64) if sizes else np.zeros(0, np.int64)
 
 
-def _walk(root: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-    """Yield (relative path, size) of image files in order: names compare as bytes, a folder's with a zero byte behind.
+def _walk(root: str) -> Iterator[tuple[str, int]]:
+    """Yield (relative path, size) of image files in order; a link back to a folder on the way is not followed.
 
-    So the order is that of the paths with ``/`` read as a zero byte: all of folder ``a`` comes before ``a-b``, as
-    sorted class names have it. `above` are the device and inode numbers of the folders on the way: a link back to one
-    is not followed.
+    It does not call itself: folders may be nested deeper than Python's stack.
     """
-    folder = os.path.join(root, inside)
+    identity, entries = _entries(root)
+    way = [(identity, "", iter(entries))]
+    while way:
+        _, inside, remaining = way[-1]
+        for entry, is_folder in remaining:
+            path = inside + entry.name
+            if is_folder:
+                identity, entries = _entries(os.path.join(root, path))
+                if all(identity != above for above, _, _ in way):
+                    way.append((identity, path + "/", iter(entries)))
+                    break
+            elif os.path.splitext(entry.name)[1].lower() in FILE_EXTENSIONS:
+                yield path, _size(entry)
+        else:
+            way.pop()
+
+
+def _entries(folder: str) -> tuple[tuple[int, int], list[tuple[os.DirEntry[str], bool]]]:
+    """Return the device and inode numbers of a folder, and its entries in order, each with whether it is a folder.
+
+    Names compare as bytes, a folder's with a zero byte behind. So the order is that of the paths with ``/`` read as a
+    zero byte: all of folder ``a`` comes before ``a-b``, as sorted class names have it.
+    """
     try:
         status = os.stat(folder)
         with os.scandir(folder) as scan:
-            entries = [(os.fsencode(e.name) + b"\0" * _is_folder(e), e) for e in scan if e.name[0] != "."]
+            entries = [(entry, _is_folder(entry)) for entry in scan if entry.name[0] != "."]
     except OSError as error:
         raise unreadable(folder, error) from error
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    for encoded, entry in sorted(entries, key=lambda pair: pair[0]):
-        path = f"{inside}/{entry.name}" if inside else entry.name
-        if encoded.endswith(b"\0"):
-            yield from _walk(root, path, (*above, identity))
-        elif os.path.splitext(entry.name)[1].lower() in FILE_EXTENSIONS:
-            yield path, _size(entry)
+    entries.sort(key=lambda pair: os.fsencode(pair[0].name) + b"\0" * pair[1])
+    return (status.st_dev, status.st_ino), entries
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

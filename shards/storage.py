@@ -135,12 +135,17 @@ def open_folder(source: str | os.PathLike[str]) -> Folder:
     url = os.fspath(source)
     if is_remote(url):
         return RemoteFolder(url)
-    return LocalFolder(os.path.abspath(url.removeprefix("file://")))
+    return LocalFolder(os.path.abspath(local_path(url)))
 
 
 def is_remote(url: str) -> bool:
     """Say whether a URL needs fsspec; ``file://`` and plain paths do not."""
     return "://" in url and not url.startswith("file://")
+
+
+def local_path(url: str) -> str:
+    """Return the path that a plain path or a ``file://`` URL names."""
+    return url.removeprefix("file://")
 
 
 def unreadable(where: str, error: BaseException) -> StorageError:

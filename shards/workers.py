@@ -2,19 +2,18 @@
 
 Workers are spawned, not forked, so that they inherit no threads and no descriptors. Each holds a shared lock on the
 destination's marker and dies with its parent, so nobody writes into a destination that another build has claimed.
-Ctrl-C reaches all processes of a terminal: workers ignore it and leave the reaction to their parent.
 """
 
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from feeder.interrupts import workers_ignore_interrupts
 from feeder.shards.destination import share_marker
 from feeder.shards.errors import DestinationError
 from feeder.shards.packing import ShardTask, WrittenShard, write_shard
@@ -64,7 +63,8 @@ def _finished(
     remaining = iter(tasks)
     while True:
         while len(pending) < in_flight and (task := next(remaining, None)) is not None:
-            pending[pool.submit(write_shard, task)] = task
+            with workers_ignore_interrupts():  # submitting starts them
+                pending[pool.submit(write_shard, task)] = task
         if not pending:
             return
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -72,12 +72,18 @@ def _finished(
 
 
 def _start_worker(marker: str) -> None:
-    """Prepare a worker process: hold the marker for its lifetime, ignore Ctrl-C, and die with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a worker process: hold the marker for its lifetime, and die with the parent.
+
+    If the parent has died or given the destination up meanwhile, there is nothing to do and nobody to tell.
+    """
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    share_marker(os.open(marker, os.O_RDONLY | os.O_CLOEXEC), Path(marker).parent)
+    try:
+        share_marker(os.open(marker, os.O_RDONLY | os.O_CLOEXEC), Path(marker).parent)
+    except (OSError, DestinationError):
+        os._exit(1)
+    if parent is None or not parent.is_alive():  # asked with the marker held: no other build can claim it any more
+        os._exit(1)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 
 def _die_with(parent: multiprocessing.process.BaseProcess) -> None:

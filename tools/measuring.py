@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from feeder import tensors
 from feeder.errors import FeederError, StalledError
+from feeder.interrupts import workers_ignore_interrupts
 from feeder.tools import console
-from feeder.tools.interrupts import workers_ignore_interrupts
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset

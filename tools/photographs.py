@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from feeder.interrupts import workers_ignore_interrupts
 from feeder.keyed import derive_key, uniform
 from feeder.tools.console import Advance
-from feeder.tools.interrupts import workers_ignore_interrupts
 
 FloatImage = NDArray[np.float32]
 

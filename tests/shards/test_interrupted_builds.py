@@ -81,8 +81,9 @@ def test_a_build_killed_at_any_step_leaves_no_manifest_and_the_next_is_undisturb
                 assert {path.name for path in (out / split).iterdir()} == {
                     path.name for path in (undisturbed / split).iterdir()
                 }
-        with pytest.raises(ManifestError, match="is the destination of a build that has not finished"):
-            open_dataset(out)
+        for unfinished in (out, out / "train", out / "val"):
+            with pytest.raises(ManifestError, match=f"^{out} is the destination of a build that has not finished"):
+                open_dataset(unfinished)
         build(source, out, OPTIONS)
         assert files_of(out) == files_of(undisturbed)
 
@@ -122,6 +123,24 @@ def test_ctrl_c_empties_the_destination(source: Path, tmp_path: Path) -> None:
         assert "KeyboardInterrupt" in interrupted.stderr
     assert list((tmp_path / "there").iterdir()) == []
     assert not (tmp_path / "new").exists()
+
+
+def test_workers_leave_ctrl_c_to_their_parent_from_their_first_import_on(source: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, signal, sys
+            from feeder.shards.writing import *
+            if __name__ == "__main__":
+                build(sys.argv[1], sys.argv[2], BuildOptions(shard_samples=1), workers=2)
+            else:  # what a worker imports
+                os.kill(os.getpid(), signal.SIGINT)
+        """)
+    )
+    command = [sys.executable, str(script), str(source), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert open_dataset(tmp_path / "out" / "train").manifest.num_samples == 36
 
 
 @pytest.mark.parametrize("at", [0, 3, 11])
@@ -196,6 +215,42 @@ def test_leftovers_are_removed_only_where_a_marker_vouches_for_them(source: Path
     with pytest.raises(DestinationError, match="is not empty: it holds "):
         build(source, out)
     assert files_of(out) == before
+
+
+def test_files_behind_a_link_are_nobodys_leftovers(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "finished", OPTIONS)
+    before = files_of(tmp_path / "finished")
+    out = tmp_path / "out"
+    assert run_script(KILLED, source, out, "0").returncode == -signal.SIGKILL
+    shutil.rmtree(out / "train")
+    (out / "train").symlink_to(tmp_path / "finished" / "train")
+    with pytest.raises(DestinationError, match="is not empty: it holds train; choose another destination"):
+        build(source, out)
+    assert files_of(tmp_path / "finished") == before
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+def test_a_builder_that_comes_at_the_same_moment_is_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_first: bool
+) -> None:
+    """The second looks for a marker just before the first makes it, or just before the first takes it away."""
+    out = tmp_path / "out"
+    out.mkdir()
+    real = os.open
+    with contextlib.ExitStack() as stack:
+        first = claim_destination(out, source)
+        if not at_first:
+            stack.enter_context(first)
+
+        def open_late(path: Any, *arguments: Any, **options: Any) -> int:
+            if str(path).endswith(".building"):
+                monkeypatch.undo()
+                stack.enter_context(first) if at_first else stack.close()
+            return real(path, *arguments, **options)
+
+        monkeypatch.setattr(os, "open", open_late)
+        with pytest.raises(DestinationError, match="is in use by another build; wait until it has finished"):
+            build(source, out)
 
 
 @pytest.mark.parametrize("text", [b"", b"somebody else's file"])

@@ -1,6 +1,7 @@
 """Which files of a folder are images, in which order, with which labels."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,22 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (root / "a" / "3.jpg").symlink_to(elsewhere / "1.jpg")
     (files,) = scan_source(root)
     assert list(files.paths) == ["a/1.jpg", "a/3.jpg", "a/inner/2.jpg", "b/1.jpg", "c/1.jpg"]
+
+
+def test_folders_may_be_nested_deeper_than_pythons_stack(tmp_path: Path) -> None:
+    folders = [str(tmp_path / "a" / ("d/" * depth)) for depth in range(sys.getrecursionlimit() + 100)]
+    for folder in folders:
+        os.mkdir(folder)
+    image = Path(touch(Path(folders[-1]), "1.jpg"), "1.jpg")
+    touch(tmp_path, "b/2.jpg")
+    try:
+        (files,) = scan_source(tmp_path)
+        assert list(files.paths) == [str(image.relative_to(tmp_path)), "b/2.jpg"]
+        assert files.classes == ("a", "b")
+    finally:
+        image.unlink()
+        for folder in reversed(folders):  # shutil.rmtree, by which pytest tidies up, calls itself
+            os.rmdir(folder)
 
 
 def test_what_is_no_regular_file_has_no_size(tmp_path: Path) -> None:

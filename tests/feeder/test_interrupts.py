@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from feeder.tools.interrupts import workers_ignore_interrupts
+from feeder.interrupts import workers_ignore_interrupts
 
 _SAYS = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
 
