@@ -28,6 +28,7 @@ CAUSES = {
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes an image for a decompression bomb (2 × its MAX_IMAGE_PIXELS)
 MAX_IMAGE_BYTES = 0x7FFF_F000  # the most that one read of Linux gives
+_MAX_SIDE = 2**31 - 1  # pixels: what indexes hold, and PNG allows
 HEADER_BYTES = 65_536  # enough for the header of nearly every image; large EXIF or ICC blocks need the whole file
 
 
@@ -56,7 +57,7 @@ def read_header(data: bytes) -> ImageHeader:
         width, height = _SIZES[kind](data)
     except (_CutHeaderError, struct.error, IndexError) as error:
         raise BadImageError("truncated", f"its {len(data)} bytes end within the {kind} header") from error
-    if width < 1 or height < 1:
+    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
         raise BadImageError("damaged", f"its {kind} header says {width}×{height} pixels")
     return ImageHeader(kind, width, height)
 

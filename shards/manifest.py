@@ -11,7 +11,7 @@
     "fields": {"image": {"type": "image"}, "label": {"type": "int64", "extension": "cls"}},
     "shuffled": true,
     "shuffle_seed": 0,                  null when not shuffled, or when nobody knows
-    "build": {"shard_size_bytes": 67108864},
+    "build": {"shard_bytes": 67108864, "shard_samples": null, "max_pixels": 178956970},
     "digest_algorithm": "xxh3-128",     of the shards and their indexes
     "num_samples": 600,
     "size_bytes": 67635200,
@@ -33,7 +33,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,8 @@ class Field:
     extension: str | None = None
 
 
-class ShardTable(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ShardTable:
     """The shards of a dataset as columns, in manifest order."""
 
     names: list[str]
@@ -75,7 +76,7 @@ class ShardTable(NamedTuple):
     digests: list[str]
     index_digests: list[str]
 
-    def __len__(self) -> int:  # of the table, not of the tuple
+    def __len__(self) -> int:
         return len(self.names)
 
 

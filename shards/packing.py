@@ -188,6 +188,10 @@ def _checked_read(task: ShardTask, source: str, size: int) -> tuple[bytes, Image
     try:
         image = read_regular_file(path)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and size >= 0:
+            raise SourceError(
+                f"{readable(path)} vanished while the dataset was built; run the build again when the source is at rest"
+            ) from error
         raise BadImageError("unreadable", f"it cannot be read: {error.strerror or error}") from error
     if len(image) != size:
         raise SourceError(

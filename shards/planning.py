@@ -14,7 +14,7 @@ from feeder.keyed import derive_key, draw
 from feeder.shards.errors import SourceError
 from feeder.shards.names import key_of, readable
 from feeder.shards.sources import ImageFiles
-from feeder.shards.tar import BLOCK, END
+from feeder.shards.tar import END, member_sizes
 
 DEFAULT_SHARD_BYTES = 64 << 20  # large enough for object storage to stream, small enough to hold several in flight
 
@@ -76,10 +76,8 @@ def plan_shards(files: ImageFiles, *, seed: int | None, shard_bytes: int, shard_
 
 def _tar_bytes(files: ImageFiles) -> NDArray[np.int64]:
     """Return int64[n]: the bytes that each sample takes in a tar shard."""
-    sizes = np.maximum(files.sizes, 0)
-    images = BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK
-    labels = np.where(files.labels >= 0, 2 * BLOCK, 0)  # a header and one block of digits
-    return np.asarray(images + labels, np.int64)
+    images = member_sizes(np.maximum(files.sizes, 0))
+    return images + np.where(files.labels >= 0, member_sizes(np.ones_like(images)), 0)  # a label's digits fit a block
 
 
 def _refuse_clashes(files: ImageFiles) -> None:

@@ -9,6 +9,9 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from feeder.shards.errors import ShardError
 
 BLOCK = 512
@@ -45,9 +48,9 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def member_size(size: int) -> int:
-    """Return the bytes that a member of `size` bytes of content takes in the archive."""
-    return BLOCK + size + -size % BLOCK
+def member_sizes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the bytes that members of so many bytes of content take in the archive."""
+    return np.asarray(BLOCK + sizes + -sizes % BLOCK, np.int64)
 
 
 def walk_members(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:

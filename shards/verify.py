@@ -132,10 +132,10 @@ class _ShardCheck:
 
     def _check_labels(self, number: int, index: ShardIndex) -> Iterator[str]:
         if index.labels is not None and index.num_samples:
-            highest, classes = max(index.labels), len(self._manifest.classes)
-            if min(index.labels) < 0 or highest >= classes:
+            lowest, highest, classes = min(index.labels), max(index.labels), len(self._manifest.classes)
+            if lowest < 0 or highest >= classes:
                 where = self._folder.where(index_name(self._manifest.shards.names[number]))
-                yield f"index {where} has label {highest}, expected 0 to {classes - 1}"
+                yield f"index {where} has label {lowest if lowest < 0 else highest}, expected 0 to {classes - 1}"
 
     def _check_content(self, number: int, index: ShardIndex | None, *, size_is_right: bool) -> Iterator[str]:
         """Yield what is wrong with the bytes of a shard."""

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def size_bytes(text: str) -> int:
     """Read a size such as ``64MiB``, ``100MB`` or ``1000000``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 64MiB, 100MB or 1000000")
     return int(float(match[1]) * _UNITS[match[2] or ""])

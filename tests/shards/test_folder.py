@@ -52,11 +52,12 @@ def test_the_digest_follows_names_sizes_and_labels(image_folder: Path) -> None:
 def test_a_header_that_cannot_be_parsed_gives_no_size(image_folder: Path) -> None:
     (image_folder / "ant" / "0a.jpg").write_bytes(b"no image")
     (image_folder / "ant" / "0b.jpg").write_bytes(b"")
+    (image_folder / "ant" / "0c.ppm").write_bytes(b"P6 99999999999999 1 255\n")
     reader = open_dataset(image_folder)
-    for rows in (reader.describe(np.arange(3)), reader.read(np.arange(3))[0]):
-        assert rows.widths.tolist()[:2] == rows.heights.tolist()[:2] == [0, 0]
-        assert rows.formats == ["", "", "jpeg"]
-        assert rows.widths[2] > 0
+    for rows in (reader.describe(np.arange(4)), reader.read(np.arange(4))[0]):
+        assert rows.widths.tolist()[:3] == rows.heights.tolist()[:3] == [0, 0, 0]
+        assert rows.formats == ["", "", "", "jpeg"]
+        assert rows.widths[3] > 0
 
 
 def test_long_headers_are_read_to_their_end(tmp_path: Path) -> None:

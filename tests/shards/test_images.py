@@ -170,6 +170,14 @@ def test_a_header_without_pixels_is_damaged() -> None:
     assert caught.value.cause == "damaged"
 
 
+def test_a_header_with_more_than_indexes_hold_is_damaged() -> None:
+    for data in (huge_png(2**31, 1), b"P6 99999999999999 1 255\n"):
+        with pytest.raises(BadImageError, match=r"header says \d+×1 pixels$") as caught:
+            read_header(data)
+        assert caught.value.cause == "damaged"
+    assert read_header(huge_png(2**31 - 1, 1)).width == 2**31 - 1
+
+
 def test_a_bad_image_survives_a_pickle_with_its_cause() -> None:
     error = pickle.loads(pickle.dumps(BadImageError("empty", "it has no bytes")))
     assert (error.cause, str(error)) == ("empty", "it has no bytes")

@@ -4,12 +4,13 @@ import io
 import string
 import tarfile
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feeder.shards.errors import ShardError
-from feeder.shards.tar import END, member_header, member_size, padding, walk_members
+from feeder.shards.tar import END, member_header, member_sizes, padding, walk_members
 
 
 @given(st.text(string.ascii_letters + string.digits + "_-.", min_size=1, max_size=100), st.integers(0, (1 << 33) - 1))
@@ -32,9 +33,9 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_members_fill_whole_blocks() -> None:
-    for size in (0, 1, 511, 512, 513):
-        assert member_size(size) == 512 + size + len(padding(size))
-        assert member_size(size) % 512 == 0
+    sizes = [0, 1, 511, 512, 513]
+    assert member_sizes(np.array(sizes)).tolist() == [512 + size + len(padding(size)) for size in sizes]
+    assert member_sizes(np.array(sizes)).tolist() == [512, 1024, 1024, 1024, 1536]
 
 
 def archive(*names: str) -> bytes:

@@ -1,15 +1,20 @@
 """Verification finds every damage, and reports all of it at once."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from feeder.errors import ConfigError
 from feeder.shards.errors import ManifestError
-from feeder.shards.manifest import load_manifest
+from feeder.shards.manifest import load_manifest, new_manifest, save_manifest
+from feeder.shards.packing import write_index
+from feeder.shards.reading import load_index
+from feeder.shards.storage import open_folder
 from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build
 
@@ -122,3 +127,19 @@ def test_levels(dataset: str) -> None:
         verify(dataset, "all")
     with pytest.raises(ConfigError, match="^level deep needs a function that decodes images$"):
         verify(dataset, "deep")
+
+
+def test_the_wrong_label_is_the_one_that_is_named(dataset: str) -> None:
+    manifest = load_manifest(dataset)
+    index = load_index(open_folder(dataset), manifest, 0)
+    columns = {name: index.column(name) for name in index.names}
+    for wrong in (-5, 3):
+        labels = pa.array([wrong, *columns["label"].to_pylist()[1:]], pa.int64())
+        digest = write_index(
+            Path(dataset, manifest.shards.names[0]), columns | {"label": labels}, manifest.shards.digests[0]
+        )
+        shards = dataclasses.replace(manifest.shards, index_digests=[digest, *manifest.shards.index_digests[1:]])
+        save_manifest(new_manifest(shards=shards, classes=manifest.classes, fields=manifest.fields), dataset)
+        assert verify(dataset).problems == [
+            f"index {dataset}/shard-000000.idx.arrow has label {wrong}, expected 0 to 2"
+        ]

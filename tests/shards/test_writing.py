@@ -240,6 +240,20 @@ def test_a_source_that_changes_meanwhile_is_refused(image_folder: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_vanishes_meanwhile_is_no_bad_image(image_folder: Path, tmp_path: Path) -> None:
+    def start(total: int) -> Callable[[int], None]:
+        (image_folder / "cat" / "cat-11.jpg").unlink()
+        return lambda images: None
+
+    with pytest.raises(SourceError) as caught:
+        build(image_folder, tmp_path / "out", start=start)
+    assert str(caught.value) == (
+        f"{image_folder}/cat/cat-11.jpg vanished while the dataset was built; run the build again when the source is "
+        "at rest"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_destinations_that_cannot_be_used(image_folder: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
