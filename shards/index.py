@@ -16,8 +16,8 @@ column              type        content
 ``label``           int64       scalar fields: their value
 ==================  ==========  ==============================================================================
 
-The schema's metadata name the version, the shard and the shard's digest, so that the index of another shard is
-recognised.
+The schema's metadata name the version and the digest of the shard, so that the index of another shard is recognised; a
+shard may be renamed without a change of its index.
 """
 
 import dataclasses
@@ -55,15 +55,14 @@ def bytes_columns(field: str) -> dict[str, pa.DataType]:
     return {f"{field}.offset": pa.int64(), f"{field}.size": pa.int64(), f"{field}.crc32c": pa.uint32()}
 
 
-def encode_index(columns: Mapping[str, pa.Array], shard: str, shard_digest: str) -> bytes:
+def encode_index(columns: Mapping[str, pa.Array], shard_digest: str) -> bytes:
     """Return the bytes of an index file; the same columns give the same bytes.
 
     Args:
         columns: arrays of equal length, by name, in the order of the file.
-        shard: the file name of the shard.
         shard_digest: the xxh3-128 digest of the shard's bytes, hexadecimal.
     """
-    metadata = {"shardfeed.index": VERSION, "shard": shard, "shard_digest": shard_digest}
+    metadata = {"shardfeed.index": VERSION, "shard_digest": shard_digest}
     schema = pa.schema([pa.field(name, a.type, nullable=False) for name, a in columns.items()], metadata=metadata)
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, schema) as writer:
@@ -119,14 +118,8 @@ class ShardIndex:
         _, offsets, data = self._table.column(name).buffers()
         return StringColumn(memoryview(offsets).cast("B").cast("i"), memoryview(data if data is not None else b""))
 
-    def column(self, name: str) -> Any:
-        """Return a column as a pyarrow array."""
-        return self._table.column(name)
 
-
-def open_index(
-    buffer: Any, where: str, *, shard: str, samples: int, shard_digest: str, index_digest: str
-) -> ShardIndex:
+def open_index(buffer: Any, where: str, *, samples: int, shard_digest: str, index_digest: str) -> ShardIndex:
     """Return the index held by a buffer (bytes or a mapping), after checking that it is whole and of this shard.
 
     The digest is that of the manifest and covers every byte, so what passes is exactly what the build wrote.
@@ -135,7 +128,7 @@ def open_index(
         ShardError: the index is cut, altered, of another shard or of a future version.
     """
     if xxhash.xxh3_128_hexdigest(buffer) != index_digest:
-        raise _explained(buffer, where, shard, shard_digest)
+        raise _explained(buffer, where, shard_digest)
     schema, table = _parsed(buffer, where)
     metadata = schema.metadata or {}
     if (version := metadata.get(b"shardfeed.index", b"").decode()) != VERSION:
@@ -157,18 +150,17 @@ def _parsed(buffer: Any, where: str) -> tuple[pa.Schema, pa.RecordBatch]:
         ) from error
 
 
-def _explained(buffer: Any, where: str, shard: str, shard_digest: str) -> ShardError:
+def _explained(buffer: Any, where: str, shard_digest: str) -> ShardError:
     """Return the error for an index with a wrong digest: it is of another shard if it says so, else cut or altered."""
     next_step = "copy it again from the dataset's origin"
     try:
         metadata: Mapping[bytes, bytes] = _parsed(buffer, where)[0].metadata or {}
     except ShardError:
         metadata = {}
-    got = tuple(metadata.get(name, b"").decode("utf-8", "replace") for name in (b"shard", b"shard_digest"))
-    if metadata and got != (shard, shard_digest):
+    got = metadata.get(b"shard_digest", b"").decode("utf-8", "replace")
+    if metadata and got != shard_digest:
         return ShardError(
-            f"index {where} is of another shard: it names {got[0]} with digest {got[1]}, expected {shard} with digest "
-            f"{shard_digest}; {next_step}"
+            f"index {where} is of another shard: of one with digest {got}, expected {shard_digest}; {next_step}"
         )
     return ShardError(
         f"index {where} was cut or altered after the build: its {len(memoryview(buffer))} bytes do not have the "

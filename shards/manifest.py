@@ -39,7 +39,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feeder.shards.errors import ManifestError
-from feeder.shards.storage import Folder, flush_folder, open_folder, staged_file
+from feeder.shards.sources import SPLITS
+from feeder.shards.storage import Folder, LocalFolder, flush_folder, open_folder, staged_file
 
 MANIFEST_NAME = "manifest.json"
 MARKER_NAME = ".building"  # stands in a destination, locked, from the start of a build until its manifests are written
@@ -206,8 +207,10 @@ def read_manifest(folder: Folder) -> Manifest:
 
 
 def read_manifest_bytes(folder: Folder) -> bytes:
-    """Return the bytes of the manifest in a folder, unread."""
+    """Return the bytes of the manifest in a folder, unread; until its build has finished, there is none."""
     where = folder.where(MANIFEST_NAME)
+    if isinstance(folder, LocalFolder):
+        _refuse_unfinished(folder.url)
     try:
         return folder.read(MANIFEST_NAME)
     except FileNotFoundError as error:
@@ -215,6 +218,17 @@ def read_manifest_bytes(folder: Folder) -> bytes:
             f"no manifest at {where}: expected a dataset made by 'feeder build'; check the path, or build it again "
             "if its build was interrupted"
         ) from error
+
+
+def _refuse_unfinished(path: str) -> None:
+    """Raise `ManifestError` if a folder, or the one that it is a split of, is the destination of a build."""
+    above, name = os.path.split(path)
+    for folder in (path, above) if name in SPLITS else (path,):
+        if os.path.exists(os.path.join(folder, MARKER_NAME)):
+            raise ManifestError(
+                f"{folder} is the destination of a build that has not finished; wait for it, or if it was interrupted, "
+                "run the same 'feeder build' again"
+            )
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:

@@ -12,7 +12,7 @@ import xxhash
 
 from feeder.shards.errors import BadImageError, DestinationError, SourceError
 from feeder.shards.images import EXTENSIONS, FORMATS, MAX_IMAGE_BYTES, ImageHeader, check_image
-from feeder.shards.index import bytes_columns, encode_index, image_columns, index_name, number_arrays, open_index
+from feeder.shards.index import bytes_columns, encode_index, image_columns, index_name, number_arrays
 from feeder.shards.names import key_of, readable
 from feeder.shards.storage import read_regular_file, staged_file
 from feeder.shards.tar import END, member_header, padding
@@ -101,28 +101,17 @@ def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images:
 
 def write_index(shard: Path, columns: dict[str, pa.Array], shard_digest: str) -> str:
     """Write the index of a shard beside it; return the index's own digest."""
-    data = encode_index(columns, shard.name, shard_digest)
+    data = encode_index(columns, shard_digest)
     with staged_file(shard.with_name(index_name(shard.name))) as file:
         file.write(data)
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def rename_shard(folder: Path, shard: WrittenShard, name: str) -> WrittenShard:
-    """Give a shard that is in place another name; its index names the shard, so that is written anew."""
-    old, new = folder / shard.name, folder / name
-    old_index = old.with_name(index_name(old.name))
-    index = open_index(
-        old_index.read_bytes(),
-        str(old_index),
-        shard=shard.name,
-        samples=shard.samples,
-        shard_digest=shard.digest,
-        index_digest=shard.index_digest,
-    )
-    os.replace(old, new)
-    index_digest = write_index(new, {column: index.column(column) for column in index.names}, shard.digest)
-    old_index.unlink()
-    return dataclasses.replace(shard, name=name, index_digest=index_digest)
+    """Give a shard that is in place, and its index, another name."""
+    os.replace(folder / shard.name, folder / name)
+    os.replace(folder / index_name(shard.name), folder / index_name(name))
+    return dataclasses.replace(shard, name=name)
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> DestinationError:

@@ -21,7 +21,7 @@ from feeder.shards.errors import ManifestError, ShardError
 from feeder.shards.folder import FolderReader
 from feeder.shards.images import FORMATS
 from feeder.shards.index import ShardIndex, index_name, open_index
-from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME, Manifest, dataset_folder, read_manifest
+from feeder.shards.manifest import MANIFEST_NAME, Manifest, dataset_folder, read_manifest
 from feeder.shards.rows import Reader, Rows, checked_ids
 from feeder.shards.sources import SPLITS
 from feeder.shards.storage import Folder, LocalFolder, unreadable
@@ -45,8 +45,6 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
         StorageError: the storage answered with an error.
     """
     folder = dataset_folder(source)
-    if isinstance(folder, LocalFolder):
-        _refuse_unfinished(folder.url)
     try:
         return ShardReader(folder, read_manifest(folder))
     except ManifestError as error:
@@ -59,17 +57,6 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
         if not isinstance(folder, LocalFolder) or not os.path.isdir(folder.url):
             raise
     return FolderReader(folder.url)
-
-
-def _refuse_unfinished(path: str) -> None:
-    """Raise `ManifestError` if a folder, or the one that it is a split of, is the destination of a build."""
-    above, name = os.path.split(path)
-    for folder in (path, above) if name in SPLITS else (path,):
-        if os.path.exists(os.path.join(folder, MARKER_NAME)):
-            raise ManifestError(
-                f"{folder} is the destination of a build that has not finished; wait for it, or if it was interrupted, "
-                "run the same 'feeder build' again"
-            )
 
 
 def find_datasets(source: str | os.PathLike[str]) -> list[str]:
@@ -281,7 +268,6 @@ def load_index(folder: Folder, manifest: Manifest, number: int) -> ShardIndex:
     return open_index(
         buffer,
         folder.where(name),
-        shard=table.names[number],
         samples=int(table.samples[number]),
         shard_digest=table.digests[number],
         index_digest=table.index_digests[number],

@@ -10,6 +10,7 @@ means anything without it.
 
 import dataclasses
 import io
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -57,7 +58,7 @@ class VerifyReport:
 
 
 def verify(
-    source: str,
+    source: str | os.PathLike[str],
     level: str = "quick",
     *,
     decode: Decode | None = None,

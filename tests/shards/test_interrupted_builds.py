@@ -19,6 +19,7 @@ from feeder.shards import packing, writing
 from feeder.shards.destination import claim_destination
 from feeder.shards.errors import DestinationError, ManifestError, SourceError
 from feeder.shards.reading import open_dataset
+from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build
 from tests.images import write_image_folder
 
@@ -84,6 +85,8 @@ def test_a_build_killed_at_any_step_leaves_no_manifest_and_the_next_is_undisturb
         for unfinished in (out, out / "train", out / "val"):
             with pytest.raises(ManifestError, match=f"^{out} is the destination of a build that has not finished"):
                 open_dataset(unfinished)
+            with pytest.raises(ManifestError, match=f"^{out} is the destination of a build that has not finished"):
+                verify(unfinished)
         build(source, out, OPTIONS)
         assert files_of(out) == files_of(undisturbed)
 

@@ -173,8 +173,8 @@ def swap_index(dataset: Path) -> str:
     shutil.copy(dataset / "shard-000002.idx.arrow", dataset / "shard-000001.idx.arrow")
     digests = load_manifest(dataset).shards.digests
     return (
-        f"index {dataset}/shard-000001.idx.arrow is of another shard: it names shard-000002.tar with digest "
-        f"{digests[2]}, expected shard-000001.tar with digest {digests[1]}; copy it again from the dataset's origin"
+        f"index {dataset}/shard-000001.idx.arrow is of another shard: of one with digest {digests[2]}, expected "
+        f"{digests[1]}; copy it again from the dataset's origin"
     )
 
 
