@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder.errors import ConfigError
 from feeder.shards.rows import Reader
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -33,8 +34,10 @@ class Summary:
 def summarise(reader: Reader, max_shards: int) -> Summary:
     """Return a summary of at most `max_shards` shards, evenly spaced over the dataset.
 
-    Raises what `Reader.describe` raises.
+    Raises `ConfigError` if that is less than 1, and what `Reader.describe` raises.
     """
+    if max_shards < 1:
+        raise ConfigError(f"max_shards is {max_shards}, expected at least 1")
     manifest = reader.manifest
     count = min(max_shards, len(manifest.shards))
     chosen = [number * len(manifest.shards) // count for number in range(count)]

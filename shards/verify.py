@@ -77,12 +77,14 @@ def verify(
 
     Raises:
         ManifestError: the manifest cannot be read.
-        ConfigError: an unknown level, or deep without `decode`.
+        ConfigError: an unknown level, deep without `decode`, or no threads.
     """
     if level not in LEVELS:
         raise ConfigError(f"level is {level!r}, expected one of {', '.join(LEVELS)}")
     if level == "deep" and decode is None:
         raise ConfigError("level deep needs a function that decodes images")
+    if threads < 1:
+        raise ConfigError(f"threads is {threads}, expected at least 1")
     folder = dataset_folder(source)
     where = folder.where(MANIFEST_NAME)
     data = read_manifest_bytes(folder)

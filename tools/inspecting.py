@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what is in each dataset at a place."""
     for number, source in enumerate(find_datasets(args.dataset) or [args.dataset]):
         reader = open_dataset(source)
-        summary = summarise(reader, max(1, args.max_shards))
+        summary = summarise(reader, args.max_shards)
         if args.json:
             print(json.dumps(_document(reader, summary)))
         else:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check each dataset at a place, and list the problems."""
-    threads = max(1, args.threads if args.threads is not None else usable_cores())
+    threads = args.threads if args.threads is not None else usable_cores()
     damaged = False
     for source in find_datasets(args.dataset) or [args.dataset]:
         with ExitStack() as stack:

@@ -61,3 +61,8 @@ def test_what_is_no_dataset_is_one_sentence_and_exit_code_2(tmp_path: Path, caps
     assert capsys.readouterr().err.startswith(f"feeder: no manifest at {tmp_path}/none/manifest.json: expected")
     assert main(["inspect", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"feeder: no images in {tmp_path}")
+
+
+def test_looking_into_no_shard_is_refused(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(image_folder), "--max-shards", "0"]) == 2
+    assert capsys.readouterr().err == "feeder: max_shards is 0, expected at least 1\n"

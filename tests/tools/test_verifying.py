@@ -67,6 +67,8 @@ def test_what_cannot_be_verified_is_one_sentence_and_exit_code_2(
 ) -> None:
     assert main(["verify", str(image_folder)]) == 2
     assert capsys.readouterr().err.startswith(f"feeder: no manifest at {image_folder}/manifest.json")
+    assert main(["verify", str(dataset), "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "feeder: threads is 0, expected at least 1\n"
     manifest = dataset / "manifest.json"
     whole = manifest.read_text()
     for text, words in ((whole[:100], "is not whole JSON"), (whole.replace('"version": 1', '"version": 7'), "upgrade")):
