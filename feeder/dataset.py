@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import multiprocessing.context
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -26,6 +27,7 @@ Arrays = Literal["auto", "torch", "numpy"]
 Batch = dict[str, Any]
 
 DEFAULT_SEED = 0
+_MAX_BATCH = 1 << 20  # samples of a rank's batch: more is a slip, and its padding alone would fill the memory
 SEED_LIMIT = 1 << 127  # what `feeder.keyed.derive_key` takes
 
 _log = logging.getLogger("feeder")
@@ -47,9 +49,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
       flip (B, V)
     - ``epoch``, ``position``: where the batch stands; ``state``: a state to resume behind it
 
-    Iterating yields the next epoch each time, whether or not the one before was finished. `set_epoch` before each epoch
-    is safer under workers: one that is killed before its first batch has not counted that epoch. Two DataLoaders that
-    run at the same time need a dataset each (``copy.deepcopy``), since they would count in the same cells.
+    Iterating yields the next epoch each time, whether or not the one before was finished; `set_epoch` chooses another.
 
     Args:
         source: a dataset made by ``feeder build`` or a plain folder of images; a path or fsspec URL.
@@ -119,8 +119,8 @@ class ImageDataset(tensors.IterableDataset[Batch]):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_pipeline"] = None
-        group = tensors.process_group()
-        if group is not None:  # a spawned worker has neither torch.distributed nor, perhaps, the launcher's environment
+        if multiprocessing.context.get_spawning_popen() is not None and (group := tensors.process_group()) is not None:
+            # a spawned worker has neither torch.distributed nor, perhaps, the launcher's environment
             state["_rank"], state["_world_size"] = group["rank"], group["world_size"]
         return state
 
@@ -156,10 +156,20 @@ class ImageDataset(tensors.IterableDataset[Batch]):
 
     def global_batch(self, world_size: int | None = None) -> int:
         """Return the samples of a step of all ranks together."""
-        if self._global_batch_size is not None:
-            return self._global_batch_size
-        assert self._batch_size is not None
-        return self._batch_size * (world_size or self._placement().world_size)
+        world_size = world_size or self._placement().world_size
+        if self._global_batch_size is None:
+            assert self._batch_size is not None
+            global_batch = self._batch_size * world_size
+        else:
+            global_batch = self._global_batch_size
+        if global_batch > _MAX_BATCH * world_size:
+            raise ConfigError(f"the batch of a rank is {global_batch // world_size} samples; at most {_MAX_BATCH} fit")
+        if global_batch < world_size:
+            raise ConfigError(
+                f"global_batch_size is {global_batch} and there are {world_size} ranks, so that some would never get a"
+                " sample; raise it to a multiple of the world size"
+            )
+        return global_batch
 
     def __len__(self) -> int:
         """Return the steps of a whole epoch, the same for every rank."""
@@ -253,7 +263,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         Raises:
             StateError: the batches were made in worker processes, which run ahead of what was received.
         """
-        if self._epochs.worker_iterations == self._epochs.iterations > 0:
+        if self._epochs.in_workers:
             raise StateError(
                 "the batches were made in DataLoader workers, which run ahead of your loop; save the state of the last"
                 " batch you received: batch['state']"
@@ -278,7 +288,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
                 f" {digest}; open the dataset that the state was made with"
             )
         settings = self._settings_of(loaded)
-        if self._epochs.worker_iterations and settings != self.order_settings:
+        if self._epochs.in_workers and settings != self.order_settings:
             raise StateError(
                 "the state has another order than the one that running DataLoader workers use; load it before the first"
                 " iteration"

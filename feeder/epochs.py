@@ -1,95 +1,198 @@
-"""Which epoch an iteration is, agreed between the main process and DataLoader workers without talking.
+"""Which epoch an iteration is, agreed between a training process and its DataLoader workers without messages.
 
 Each iteration of a dataset is the next epoch. Counting starts, not ends, is what makes it certain: when a loop breaks
 off an epoch, workers that prefetch have run past that point by an amount that depends on timing, and may or may not
 have reached the end.
+
+A process that is no DataLoader worker is an *owner*; a worker counts for the process that started it. So ranks that
+got one dataset by fork or spawn count apart, and each reaches its own workers, the persistent ones too.
 """
 
+import contextlib
+import fcntl
+import mmap
+import multiprocessing
 import multiprocessing.context
-import multiprocessing.sharedctypes
+import multiprocessing.reduction
+import os
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
-from feeder.errors import ConfigError
+import numpy as np
 
-MAX_WORKERS = 256  # DataLoader workers of one rank; the table below takes 8 bytes for each (workers, worker)
+_OWNERS = 64  # processes of one dataset object; the one that was first seen longest ago gives way
+_ITERATIONS = 256  # iterations in workers that may still be starting, of all owners
 
-_BASE_EPOCH, _BASE_POSITION, _TABLE = 0, 1, 2
+_LAYOUT = np.dtype(
+    [
+        ("creator", "i8"),
+        ("owners_seen", "i8"),
+        ("iterations_seen", "i8"),
+        # epoch and position were set; "started" iterations since then, the last one in "workers" processes
+        ("owners", [(name, "i8") for name in ("pid", "epoch", "position", "started", "workers")], _OWNERS),
+        # the iteration of that number (from 0, since the epoch was set), and how its workers are told from others
+        ("iterations", [(name, "i8") for name in ("owner", "creation", "workers", "turn", "number")], _ITERATIONS),
+    ]
+)
 
 
 class EpochCounter:
-    """Counts the iterations of a dataset since its epoch was last set, in anonymous memory shared with worker
-    processes.
+    """Counts the iterations of a dataset since its epoch was last set.
 
-    The memory is inherited by fork and handed over by spawn and forkserver, so persistent workers see `set`. Any other
-    pickling (and copying) takes a snapshot.
+    The count lies in anonymous memory, which fork inherits and spawn and forkserver hand over; any other pickling (and
+    copying) takes a snapshot. A lock of the file behind the memory makes each method one step.
 
-    Every worker w of W counts in a cell of its own, (W, w), and reads the cells of other numbers of workers: an
-    iteration's number is one more than the last iteration's of any number of workers. The workers of one iteration
-    compute the same number whenever each of them starts, since the cells they do not own stand still meanwhile. No
-    lock is needed. It takes for granted that one loader at a time iterates and that every worker of an earlier
-    iteration got as far as `begin`; `set` makes them agree again.
+    The workers of an iteration recognise each other by when they were started: a process counts the children that it
+    makes, a loader makes its W workers in a row, and a persistent worker counts its turns. The first worker to begin
+    gives the iteration its number, the others find it. A worker that never came so far leaves no trace.
     """
 
     def __init__(self, epoch: int = 0, position: int = 0) -> None:
-        size = _TABLE + _cell(MAX_WORKERS, MAX_WORKERS)
-        # "q" is a 64-bit integer: aligned, so that reading and writing it is atomic
-        self._memory: Any = multiprocessing.sharedctypes.RawArray("q", size)
+        self._attach(_anonymous_file(_LAYOUT.itemsize))
+        self._memory["creator"] = os.getpid()
         self.set(epoch, position)
+
+    def _attach(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._mapping = mmap.mmap(descriptor, _LAYOUT.itemsize)
+        self._memory: Any = np.frombuffer(self._mapping, _LAYOUT, 1)[0]
+        self._turns, self._turns_of = 0, os.getpid()
+
+    def __del__(self) -> None:
+        if (descriptor := self.__dict__.pop("_descriptor", None)) is not None:
+            os.close(descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if multiprocessing.context.get_spawning_popen() is None:
             return EpochCounter, (self.epoch, self.position)
-        return _attach, (self._memory,)
+        return _attached, (multiprocessing.reduction.DupFd(self._descriptor),)
 
     def set(self, epoch: int, position: int = 0) -> None:
-        """Make the next iteration epoch ``epoch``, starting at a position; the ones after it start at 0."""
-        self._memory[_BASE_EPOCH], self._memory[_BASE_POSITION] = epoch, position
-        self._memory[_TABLE:] = [0] * (len(self._memory) - _TABLE)
+        """Make this process's next iteration epoch ``epoch``, starting at a position; the ones after it start at 0."""
+        with self._locked():
+            owner = self._owner(os.getpid())
+            owner["epoch"], owner["position"], owner["started"], owner["workers"] = epoch, position, 0, 0
+            iterations = self._memory["iterations"]
+            iterations["owner"][iterations["owner"] == os.getpid()] = 0
 
     def begin(self, worker: int, workers: int) -> tuple[int, int]:
         """Count an iteration that starts here; return its epoch and first position.
 
         Args:
             worker: 0 … workers - 1, or 0.
-            workers: the number of worker processes, or 0 in the main process.
+            workers: the number of worker processes, or 0 in a process that is no worker.
         """
-        if workers > MAX_WORKERS:
-            raise ConfigError(f"num_workers is {workers}; at most {MAX_WORKERS} worker processes are supported")
-        own = _TABLE + _cell(workers, worker)
-        row = slice(_TABLE + _cell(workers, 0), _TABLE + _cell(workers, 0) + max(1, workers))
-        others = max(max(self._memory[_TABLE : row.start], default=0), max(self._memory[row.stop :], default=0))
-        number = max(self._memory[own], others)
-        self._memory[own] = number + 1
-        return self._memory[_BASE_EPOCH] + number, self._memory[_BASE_POSITION] if number == 0 else 0
-
-    @property
-    def iterations(self) -> int:
-        """How many iterations have started since the epoch was set."""
-        return int(max(self._memory[_TABLE:]))
-
-    @property
-    def worker_iterations(self) -> int:
-        """How many of `iterations` ran in worker processes, or 0 if the last ones ran in the main process."""
-        return int(max(self._memory[_TABLE + _cell(1, 0) :]))
+        with self._locked():
+            if workers == 0:
+                owner = self._owner(os.getpid())
+                number = self._count(owner, 0)
+            else:
+                pid, creation = _lineage(worker)
+                owner = self._owner(pid)
+                number = self._number_in_workers(owner, creation, workers)
+            return int(owner["epoch"]) + number, int(owner["position"]) if number == 0 else 0
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration will be."""
-        return int(self._memory[_BASE_EPOCH]) + self.iterations
+        """The epoch that this process's next iteration will be."""
+        with self._locked():
+            return _next_epoch(self._owner(os.getpid()))[0]
 
     @property
     def position(self) -> int:
-        """The position at which the next iteration will start."""
-        return int(self._memory[_BASE_POSITION]) if self.iterations == 0 else 0
+        """The position at which this process's next iteration will start."""
+        with self._locked():
+            return _next_epoch(self._owner(os.getpid()))[1]
+
+    @property
+    def in_workers(self) -> bool:
+        """Whether this process's last iteration since the epoch was set ran in worker processes."""
+        with self._locked():
+            return int(self._owner(os.getpid())["workers"]) > 0
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the file, which belongs to the process and goes with it."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+    def _owner(self, pid: int) -> Any:
+        """Return an owner's record; a new owner goes on from where the creator of the memory stands."""
+        owners, memory = self._memory["owners"], self._memory
+        (found,) = np.nonzero(owners["pid"] == pid)
+        if found.size:
+            return owners[found[0]]
+        (creator,) = np.nonzero(owners["pid"] == memory["creator"])
+        epoch, position = _next_epoch(owners[creator[0]]) if creator.size else (0, 0)
+        free = np.nonzero(owners["pid"] != memory["creator"])[0]
+        owner = owners[free[int(memory["owners_seen"]) % len(free)]]
+        memory["owners_seen"] += 1
+        owner["pid"], owner["epoch"], owner["position"], owner["started"], owner["workers"] = pid, epoch, position, 0, 0
+        return owner
+
+    def _number_in_workers(self, owner: Any, creation: int, workers: int) -> int:
+        """Return the number of the iteration that a worker begins: one that another worker began, or the next."""
+        if self._turns_of != os.getpid():
+            self._turns, self._turns_of = 0, os.getpid()
+        turn, self._turns = self._turns, self._turns + 1
+        iterations = self._memory["iterations"]
+        # workers of one loader differ by less than W, those of two loaders by W or more
+        (found,) = np.nonzero(
+            (iterations["owner"] == owner["pid"])
+            & (iterations["workers"] == workers)
+            & (iterations["turn"] == turn)
+            & (np.abs(iterations["creation"] - creation) < workers)
+        )
+        if found.size:
+            return int(iterations["number"][found[0]])
+        number = self._count(owner, workers)
+        place = int(self._memory["iterations_seen"]) % _ITERATIONS
+        self._memory["iterations_seen"] += 1
+        iterations[place] = (owner["pid"], creation, workers, turn, number)
+        return number
+
+    @staticmethod
+    def _count(owner: Any, workers: int) -> int:
+        """Count an iteration; return its number."""
+        number = int(owner["started"])
+        owner["started"], owner["workers"] = number + 1, workers
+        return number
 
 
-def _attach(memory: Any) -> EpochCounter:
-    """Make a counter over memory that came from another process."""
+def _attached(descriptor: Any) -> EpochCounter:
+    """Return a counter over the memory of another process."""
     counter = EpochCounter.__new__(EpochCounter)
-    counter.__dict__["_memory"] = memory
+    counter._attach(descriptor.detach())  # noqa: SLF001  the other half of its own pickling
     return counter
 
 
-def _cell(workers: int, worker: int) -> int:
-    """Return where (workers, worker) stands in a triangular table whose first cell is the main process's, (0, 0)."""
-    return workers * (workers - 1) // 2 + 1 + worker if workers else 0
+def _next_epoch(owner: Any) -> tuple[int, int]:
+    """Return the epoch and first position of an owner's next iteration."""
+    started = int(owner["started"])
+    return int(owner["epoch"]) + started, int(owner["position"]) if started == 0 else 0
+
+
+def _lineage(worker: int) -> tuple[int, int]:
+    """Return the process that started this worker, and which of its children the loader's first worker was.
+
+    A process numbers the children that it makes with multiprocessing; the number is part of a child's identity.
+    """
+    parent = multiprocessing.parent_process()
+    identity = getattr(multiprocessing.current_process(), "_identity", ())
+    pid = os.getppid() if parent is None or parent.pid is None else parent.pid
+    return pid, (identity[-1] if identity else 0) - worker
+
+
+def _anonymous_file(size: int) -> int:
+    """Return the descriptor of a file of zeros that has no name."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("feeder-epochs")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.truncate(descriptor, size)
+    return descriptor

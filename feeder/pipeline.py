@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from feeder.augment import Geometry
 from feeder.engines import Engine
-from feeder.errors import SampleError, StalledError, TooManyBadSamplesError
+from feeder.errors import ConfigError, SampleError, StalledError, TooManyBadSamplesError
 from feeder.keyed import derive_key, draw
 from feeder.order import Order, RankBatch
 from feeder.shards.rows import Reader
@@ -159,12 +159,9 @@ class Pipeline:
     def _start(self, step: Step) -> _Batch:
         """Lay out a batch and hand its chunks to the pool."""
         size, views = len(step.samples.ids), self._geometry.views
-        height, width = self._geometry.size
         batch = _Batch(
             step=step,
-            image=np.empty(
-                (size, views, height, width, 3), np.uint8 if self._geometry.normalize is None else np.float32
-            ),
+            image=self._empty_images(size),
             label=np.full(size, PADDING_LABEL, np.int64),
             ids=step.samples.ids.copy(),
             keys=[""] * size,
@@ -178,8 +175,24 @@ class Pipeline:
         length = max(1, min(_MAX_CHUNK, -(-count // (_CHUNKS_PER_THREAD * self._threads))))
         for start in range(0, count, length):
             rows = slice(start, min(count, start + length))
-            batch.chunks.append(self._pool.submit(self._fill, batch, rows))
+            batch.chunks.append(self._submit(batch, rows))
         return batch
+
+    def _empty_images(self, size: int) -> NDArray[Any]:
+        """Return the array that a batch is decoded into."""
+        height, width = self._geometry.size
+        shape = (size, self._geometry.views, height, width, 3)
+        try:
+            return np.empty(shape, np.uint8 if self._geometry.normalize is None else np.float32)
+        except (MemoryError, ValueError):
+            raise ConfigError(f"there is no memory for a batch of images {shape}; lower the batch size") from None
+
+    def _submit(self, batch: _Batch, rows: slice) -> Future[None]:
+        """Hand rows of a batch to the pool."""
+        try:
+            return self._pool.submit(self._fill, batch, rows)
+        except RuntimeError as error:
+            raise ConfigError("the dataset was closed while it was iterated over; iterate over it anew") from error
 
     def _finish(self, batch: _Batch) -> dict[str, Any]:
         """Wait for a batch's chunks, and judge its bad samples."""

@@ -526,6 +526,32 @@ def test_a_global_batch_larger_than_the_dataset_is_refused_in_training(folder):
     assert len(open_dataset(folder, batch_size=53, shuffle=False)) == 1
 
 
+def test_a_global_batch_smaller_than_the_world_is_refused(folder):
+    with pytest.raises(ConfigError) as caught:
+        len(open_dataset(folder, global_batch_size=3, rank=0, world_size=4))
+    assert str(caught.value) == (
+        "global_batch_size is 3 and there are 4 ranks, so that some would never get a sample; raise it to a multiple of"
+        " the world size"
+    )
+
+
+def test_a_batch_that_no_memory_holds_is_refused(folder):
+    with pytest.raises(ConfigError, match="the batch of a rank is 10000000 samples; at most 1048576 fit"):
+        next(iter(open_dataset(folder, batch_size=10**7, shuffle=False)))
+    large = [RandomResizedCrop(2**16)]
+    with pytest.raises(ConfigError, match=r"there is no memory for a batch of images \(65536, 1, 65536, 65536, 3\)"):
+        next(iter(open_dataset(folder, batch_size=2**16, shuffle=False, transform=large)))
+
+
+def test_closing_ends_an_iteration_with_a_sentence(folder):
+    dataset = open_dataset(folder)
+    batches = iter(dataset)
+    next(batches)
+    dataset.close()
+    with pytest.raises(ConfigError, match="the dataset was closed while it was iterated over; iterate over it anew"):
+        list(batches)
+
+
 def test_steps_outside_the_epoch_are_refused(folder):
     with pytest.raises(
         ConfigError, match="there is no step 13 of epoch 0; epochs count from 0, and steps from 0 to 12"

@@ -2,109 +2,182 @@
 
 import copy
 import multiprocessing
+import os
 import pickle
 
 import pytest
 
-from feeder.epochs import MAX_WORKERS, EpochCounter
-from feeder.errors import ConfigError
+from feeder.epochs import EpochCounter
 
 
-def begin_all(counter, workers):
-    """Begin an iteration in every worker; return what they agree on."""
-    found = {counter.begin(worker, workers) for worker in range(max(1, workers))}
-    assert len(found) == 1
-    return found.pop()
+def serve(counter, worker, workers, channel):
+    """Begin an iteration as a DataLoader worker each time that the channel says so."""
+    while channel.recv() == "begin":
+        channel.send(counter.begin(worker, workers))
 
 
-def test_each_iteration_is_the_next_epoch():
+class Loader:
+    """Worker processes as a DataLoader makes them; those of `dead` are started and never begin."""
+
+    def __init__(self, counter, workers, *, method="fork", dead=()):
+        context = multiprocessing.get_context(method)
+        self.channels = []
+        self.processes = []
+        for worker in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(counter, worker, workers, theirs), daemon=True)
+            process.start()
+            self.processes.append(process)
+            if worker not in dead:
+                self.channels.append(ours)
+
+    def begin(self, worker):
+        self.channels[worker].send("begin")
+        return self.channels[worker].recv()
+
+    def iterate(self):
+        """Begin an iteration in every worker; return what they agree on."""
+        found = {self.begin(worker) for worker in range(len(self.channels))}
+        assert len(found) == 1
+        return found.pop()
+
+    def close(self):
+        for channel in self.channels:
+            channel.send("end")
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+@pytest.fixture
+def make_loader():
+    """Make loaders that end with the test."""
+    loaders = []
+
+    def make(*arguments, **options):
+        loaders.append(Loader(*arguments, **options))
+        return loaders[-1]
+
+    yield make
+    for loader in loaders:
+        loader.close()
+
+
+def test_each_iteration_is_the_next_epoch(make_loader):
     counter = EpochCounter()
-    assert [begin_all(counter, 0) for _ in range(3)] == [(0, 0), (1, 0), (2, 0)]
-    assert [begin_all(counter, 3) for _ in range(2)] == [(3, 0), (4, 0)]
+    assert [counter.begin(0, 0) for _ in range(3)] == [(0, 0), (1, 0), (2, 0)]
+    persistent = make_loader(counter, 3)
+    assert [persistent.iterate() for _ in range(2)] == [(3, 0), (4, 0)]
     assert counter.epoch == 5
 
 
-def test_the_number_of_workers_may_change_between_iterations():
+def test_the_number_of_workers_may_change_between_iterations(make_loader):
     counter = EpochCounter()
-    epochs = [begin_all(counter, workers)[0] for workers in (3, 4, 3, 3, 0, 1, 4, 4, 0, 0, 2)]
+    epochs = []
+    for workers in (3, 4, 3, 3, 0, 1, 4, 4, 0, 0, 2):
+        epochs.append(make_loader(counter, workers).iterate()[0] if workers else counter.begin(0, 0)[0])
     assert epochs == list(range(11))
 
 
-def test_workers_may_begin_at_any_time():
+def test_workers_may_begin_at_any_time(make_loader):
     counter = EpochCounter()
-    begin_all(counter, 2)
-    assert counter.begin(0, 4) == (1, 0)
-    assert counter.begin(3, 4) == (1, 0)
-    assert counter.begin(1, 4) == (1, 0)
-    assert counter.begin(2, 4) == (1, 0)
-    assert begin_all(counter, 4) == (2, 0)
+    make_loader(counter, 2).iterate()
+    loader = make_loader(counter, 4)
+    assert [loader.begin(worker) for worker in (3, 0, 2)] == [(1, 0)] * 3
+    assert loader.begin(1) == (1, 0)
+    assert loader.iterate() == (2, 0)
 
 
-def test_only_the_first_iteration_starts_at_the_position_that_was_set():
+def test_a_worker_that_died_before_it_began_is_not_missed(make_loader):
     counter = EpochCounter()
-    begin_all(counter, 2)
+    assert make_loader(counter, 3, dead=[1]).iterate() == (0, 0)
+    assert make_loader(counter, 3, dead=[0]).iterate() == (1, 0)
+    assert make_loader(counter, 3).iterate() == (2, 0)
+
+
+def test_loaders_that_run_at_once_have_epochs_of_their_own(make_loader):
+    counter = EpochCounter()
+    first, second = make_loader(counter, 2), make_loader(counter, 2)
+    assert first.begin(0) == (0, 0)
+    assert second.begin(1) == (1, 0)
+    assert second.begin(0) == (1, 0)
+    assert first.begin(1) == (0, 0)
+    assert second.iterate() == (2, 0)
+    assert first.iterate() == (3, 0)
+
+
+def test_only_the_first_iteration_starts_at_the_position_that_was_set(make_loader):
+    counter = EpochCounter()
+    loader = make_loader(counter, 2)
+    loader.iterate()
     counter.set(7, 640)
     assert (counter.epoch, counter.position) == (7, 640)
-    assert begin_all(counter, 2) == (7, 640)
+    assert loader.iterate() == (7, 640)
     assert (counter.epoch, counter.position) == (8, 0)
-    assert begin_all(counter, 2) == (8, 0)
+    assert loader.iterate() == (8, 0)
 
 
-def test_iterations_in_workers_are_told_apart():
+def test_it_is_known_whether_the_last_iteration_ran_in_workers(make_loader):
     counter = EpochCounter()
-    begin_all(counter, 0)
-    assert (counter.iterations, counter.worker_iterations) == (1, 0)
-    begin_all(counter, 1)
-    assert (counter.iterations, counter.worker_iterations) == (2, 2)
-    begin_all(counter, 0)
-    assert (counter.iterations, counter.worker_iterations) == (3, 2)
+    assert not counter.in_workers
+    make_loader(counter, 1).iterate()
+    assert counter.in_workers
+    counter.begin(0, 0)
+    assert not counter.in_workers
 
 
 def test_copies_and_pickles_are_snapshots():
     counter = EpochCounter(2, 64)
     twins = [pickle.loads(pickle.dumps(counter)), copy.deepcopy(counter)]
-    begin_all(counter, 0)
+    counter.begin(0, 0)
     for twin in twins:
         assert (twin.epoch, twin.position) == (2, 64)
 
 
-def begin_and_wait(counter, number, channel):
-    """Begin an iteration as a worker each time that the channel says so."""
-    while channel.recv() == "begin":
-        channel.send(counter.begin(number, 2))
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_processes_share_the_count_and_see_it_set(method):
-    context = multiprocessing.get_context(method)
+def test_processes_share_the_count_and_see_it_set(method, make_loader):
     counter = EpochCounter()
-    channels, processes = [], []
-    for number in range(2):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=begin_and_wait, args=(counter, number, theirs), daemon=True)
-        process.start()
-        channels.append(ours)
-        processes.append(process)
-
-    def begin():
-        for channel in channels:
-            channel.send("begin")
-        return [channel.recv() for channel in channels]
-
-    assert begin() == [(0, 0), (0, 0)]
-    assert begin() == [(1, 0), (1, 0)]
+    loader = make_loader(counter, 2, method=method)
+    assert loader.iterate() == (0, 0)
+    assert loader.iterate() == (1, 0)
     counter.set(9, 32)
-    assert begin() == [(9, 32), (9, 32)]
+    assert loader.iterate() == (9, 32)
     assert counter.epoch == 10
-    for channel, process in zip(channels, processes, strict=True):
-        channel.send("end")
+
+
+def train(counter, channel):
+    """Iterate as a rank that got its dataset from the process that launched it."""
+    loader = Loader(counter, 2)
+    found = [loader.iterate(), loader.iterate()]
+    channel.send("ready")
+    channel.recv()
+    counter.set(5)
+    found += [loader.iterate(), counter.begin(0, 0)]
+    channel.send(found)
+    loader.close()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ranks_that_share_a_dataset_count_apart(method):
+    context = multiprocessing.get_context(method)
+    counter = EpochCounter(3)
+    channels, processes = [], []
+    for _ in range(2):
+        ours, theirs = context.Pipe()
+        channels.append(ours)
+        processes.append(context.Process(target=train, args=(counter, theirs)))
+        processes[-1].start()
+    assert [channel.recv() for channel in channels] == ["ready", "ready"]
+    for channel in channels:
+        channel.send("go on")
+        assert channel.recv() == [(3, 0), (4, 0), (5, 0), (6, 0)]
+    for process in processes:
         process.join()
-        assert process.exitcode == 0
+    assert counter.epoch == 3
 
 
-def test_the_largest_number_of_workers_fits():
-    counter = EpochCounter()
-    assert begin_all(counter, MAX_WORKERS) == (0, 0)
-    assert begin_all(counter, MAX_WORKERS - 1) == (1, 0)
-    with pytest.raises(ConfigError, match="num_workers is 257; at most 256 worker processes are supported"):
-        counter.begin(0, MAX_WORKERS + 1)
+def test_nothing_stays_open():
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        EpochCounter()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
