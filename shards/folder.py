@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder.shards.errors import BadImageError, SourceError
+from feeder.shards.errors import BadImageError, ShardError, SourceError
 from feeder.shards.images import HEADER_BYTES, ImageHeader, read_header
 from feeder.shards.manifest import Field, Manifest, ShardTable
 from feeder.shards.names import readable
@@ -49,9 +49,14 @@ class FolderReader:
         return self._rows(numbers, [_parsed(self._beginning(number)) for number in numbers])
 
     def read(self, ids: NDArray[np.int64]) -> tuple[Rows, list[bytes]]:
-        """Return the rows of samples and the bytes of their files; errors as in `describe`."""
+        """Return the rows of samples and the bytes of their files.
+
+        Raises:
+            ShardError: a file has not the size any more that it had when the folder was opened.
+            StorageError, IndexError: as in `describe`.
+        """
         numbers = checked_ids(ids, len(self._files)).tolist()
-        images = [self._read(number) for number in numbers]
+        images = [self._read_whole(number) for number in numbers]
         return self._rows(numbers, [_parsed(image) for image in images]), images
 
     def close(self) -> None:
@@ -63,6 +68,17 @@ class FolderReader:
             return read_regular_file(path, limit)
         except OSError as error:
             raise unreadable(readable(path), error) from error
+
+    def _read_whole(self, number: int) -> bytes:
+        """Return the bytes of a file, of the size that is part of the dataset's digest."""
+        data = self._read(number)
+        if len(data) != (size := int(self._files.sizes[number])):
+            path = os.path.join(readable(self._files.root), readable(self._files.paths[number]))
+            raise ShardError(
+                f"{path} changed since the folder was opened: it had {size} bytes and now has {len(data)}; open the"
+                " dataset again, which then has another digest"
+            )
+        return data
 
     def _beginning(self, number: int) -> bytes:
         """Return the first bytes of a file that its header needs: all of them, where it is unusually long."""

@@ -1,6 +1,7 @@
 """Writing one shard: images checked, packed side by side, indexed, and put in place whole. Runs in worker processes."""
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,24 @@ import google_crc32c
 import pyarrow as pa
 import xxhash
 
-from feeder.shards.errors import BadImageError, DestinationError, SourceError
+from feeder.shards.errors import BadImageError, DestinationError, SourceError, StorageError
 from feeder.shards.images import EXTENSIONS, FORMATS, MAX_IMAGE_BYTES, ImageHeader, check_image
 from feeder.shards.index import bytes_columns, encode_index, image_columns, index_name, number_arrays
 from feeder.shards.names import key_of, readable
-from feeder.shards.storage import read_regular_file, staged_file
+from feeder.shards.storage import read_regular_file, staged_file, unreadable
 from feeder.shards.tar import END, member_header, padding
+
+# These say nothing about one file: setting aside what they met would lose good images in silence.
+_FAILURES_OF_THE_MACHINE = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+}
 
 LABEL_EXTENSION = "cls"  # the class number as text, as webdataset's users expect it
 
@@ -68,6 +81,7 @@ def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images:
 
     Raises:
         SourceError: a file has changed since the plan was made, or an image is bad and the task says to fail.
+        StorageError: the machine or the mount fails, not one file.
         DestinationError: the shard cannot be written.
     """
     path = Path(task.folder, task.name)
@@ -87,6 +101,8 @@ def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images:
             return WrittenShard(name=task.name, samples=0, size_bytes=0, digest="", index_digest="", bad=bad)
         digest = packer.digest.hexdigest()
         index_digest = write_index(path, packer.arrays(), digest)
+    except StorageError:
+        raise  # an OSError, too, but of the source
     except OSError as error:
         raise cannot_write(path, error) from error
     return WrittenShard(
@@ -181,6 +197,8 @@ def _checked_read(task: ShardTask, source: str, size: int) -> tuple[bytes, Image
             raise SourceError(
                 f"{readable(path)} vanished while the dataset was built; run the build again when the source is at rest"
             ) from error
+        if error.errno in _FAILURES_OF_THE_MACHINE:
+            raise unreadable(readable(path), error) from error
         raise BadImageError("unreadable", f"it cannot be read: {error.strerror or error}") from error
     if len(image) != size:
         raise SourceError(

@@ -6,6 +6,7 @@ position, so any number of threads), remote ones with ranged requests of fsspec;
 CRC-32C.
 """
 
+import contextlib
 import mmap
 import os
 import resource
@@ -56,7 +57,19 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
             ) from error
         if not isinstance(folder, LocalFolder) or not os.path.isdir(folder.url):
             raise
+        if shard := _first_shard(folder.url):
+            raise ManifestError(
+                f"{folder.url} holds shards, such as {shard}, but no manifest, so it is not a whole dataset; copy"
+                f" {MANIFEST_NAME} from its origin, or build it again"
+            ) from error
     return FolderReader(folder.url)
+
+
+def _first_shard(folder: str) -> str | None:
+    """Return the name of a shard in a local folder, or None."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return next((entry.name for entry in entries if entry.name.endswith(index_name(""))), None)
+    return None
 
 
 def find_datasets(source: str | os.PathLike[str]) -> list[str]:
@@ -196,30 +209,29 @@ class _OpenShards:
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self._folder = folder
         self._manifest = manifest
-        self._pid = -1
-        self._forget()
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._shards: OrderedDict[int, OpenShard] = OrderedDict()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         share = limit // _DESCRIPTOR_SHARE if limit != resource.RLIM_INFINITY else _MAX_OPEN_SHARDS
         self._capacity = max(2, min(_MAX_OPEN_SHARDS, share))
-        self._pid = os.getpid()
+        self._of_process = self._empty()
+
+    @staticmethod
+    def _empty() -> "tuple[int, threading.Lock, OrderedDict[int, OpenShard]]":
+        return os.getpid(), threading.Lock(), OrderedDict()
 
     def get(self, number: int) -> OpenShard:
-        if self._pid != os.getpid():
-            self._forget()  # a forked child: the lock may be held by a thread that exists only in the parent
-        with self._lock:
-            shard = self._shards.get(number)
+        pid, lock, shards = self._of_process
+        if pid != os.getpid():  # a forked child: the lock may be held by a thread that exists only in the parent
+            _, lock, shards = self._of_process = self._empty()
+        with lock:
+            shard = shards.get(number)
             if shard is not None:
-                self._shards.move_to_end(number)
+                shards.move_to_end(number)
                 return shard
         shard = self._load(number)  # outside the lock: two threads may open one shard, and the second is dropped
-        with self._lock:
-            shard = self._shards.setdefault(number, shard)
-            while len(self._shards) > self._capacity:
-                self._shards.popitem(last=False)
+        with lock:
+            shard = shards.setdefault(number, shard)
+            while len(shards) > self._capacity:
+                shards.popitem(last=False)
         return shard
 
     def _load(self, number: int) -> OpenShard:

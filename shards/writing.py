@@ -139,7 +139,7 @@ def build(
         ConfigError: options that cannot be.
         SourceError: no images, clashing keys, too many bad images, or a source that changes meanwhile.
         DestinationError: the destination is not empty, in use, or cannot be written.
-        StorageError: the source cannot be listed.
+        StorageError: the source cannot be listed, or the machine or the mount that holds it fails.
     """
     options = options or BuildOptions()
     if workers < 1:

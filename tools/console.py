@@ -64,12 +64,6 @@ def warn(sentence: str) -> None:
     print(f"feeder: warning: {printable(sentence)}", file=sys.stderr, flush=True)
 
 
-def note(sentence: str) -> None:
-    """Print one line about what is being done on standard error, unless quiet."""
-    if not _quiet:
-        print(sentence, file=sys.stderr, flush=True)
-
-
 def printable(text: str) -> str:
     """Return ``text`` with every control character and lone surrogate escaped: names of files may hold anything."""
     if text.isprintable():

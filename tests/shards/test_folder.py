@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from feeder.shards import folder
-from feeder.shards.errors import SourceError, StorageError
+from feeder.shards.errors import ShardError, SourceError, StorageError
 from feeder.shards.folder import FolderReader
 from feeder.shards.reading import open_dataset
 from feeder.shards.writing import BuildOptions, build
@@ -34,6 +34,19 @@ def test_a_folder_reads_like_the_shards_built_from_it(
     assert rows.formats == expected.formats
     described = pickle.loads(pickle.dumps(adopted)).describe(ids)
     assert (described.keys, described.widths.tolist()) == (rows.keys, rows.widths.tolist())
+
+
+def test_a_file_that_changed_since_the_folder_was_opened_is_named(image_folder: Path) -> None:
+    reader = open_dataset(image_folder)
+    path = image_folder / "ant" / "ant-00.jpg"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(ShardError) as caught:
+        reader.read(np.array([0]))
+    assert str(caught.value) == (
+        f"{path} changed since the folder was opened: it had {size} bytes and now has {size + 4}; open the dataset "
+        "again, which then has another digest"
+    )
 
 
 def test_the_digest_follows_names_sizes_and_labels(image_folder: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from feeder.shards import packing, writing
 from feeder.shards.destination import claim_destination
-from feeder.shards.errors import DestinationError, ManifestError, SourceError
+from feeder.shards.errors import DestinationError, ManifestError, SourceError, StorageError
 from feeder.shards.reading import open_dataset
 from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build
@@ -345,6 +345,18 @@ def test_what_cannot_be_removed_keeps_its_marker(source: Path, tmp_path: Path, m
     assert (tmp_path / "out" / ".building").exists()
     monkeypatch.undo()
     build(source, tmp_path / "out")
+
+
+def test_a_failing_mount_stops_the_build_and_sets_nothing_aside(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: str, limit: int = -1) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    monkeypatch.setattr(packing, "read_regular_file", stale)
+    with pytest.raises(StorageError, match=r"^cannot read .*/source/.*\.jpg: Stale file handle; check the path"):
+        build(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dead_worker_is_one_sentence(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_a_reader_works_in_a_child_forked_while_its_lock_is_held(dataset: Path) 
     reader = open_dataset(dataset)
     assert isinstance(reader, ShardReader)
     reader.read(np.array([0]))
-    with reader._open._lock:
+    with reader._open._of_process[1]:
         child = os.fork()
         if child == 0:
             code = 1
@@ -89,7 +89,7 @@ def test_many_threads_with_few_descriptors(dataset: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(50)))
-    assert len(reader._open._shards) <= 2
+    assert len(reader._open._of_process[2]) <= 2
 
 
 def test_descriptors_are_bounded_and_given_back(dataset: Path) -> None:
@@ -218,6 +218,16 @@ def test_a_storage_error_is_named(dataset: Path) -> None:
     )
 
 
+def test_shards_without_their_manifest_are_not_taken_for_an_image_folder(dataset: Path) -> None:
+    (dataset / "manifest.json").unlink()
+    with pytest.raises(ManifestError) as caught:
+        open_dataset(dataset)
+    assert str(caught.value).startswith(f"{dataset} holds shards, such as shard-00000")
+    assert str(caught.value).endswith(
+        "but no manifest, so it is not a whole dataset; copy manifest.json from its origin, or build it again"
+    )
+
+
 def test_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=f"^no manifest at {tmp_path}/none/manifest.json: expected a dataset"):
         open_dataset(tmp_path / "none")
@@ -231,7 +241,8 @@ def test_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:
         "the same 'feeder build' again"
     )
     (dataset / ".building").unlink()
-    (dataset / "manifest.json").unlink()
+    for path in dataset.iterdir():
+        path.unlink()
     with pytest.raises(ShardsError, match=f"^no images in {dataset}"):
         open_dataset(dataset)
 
