@@ -354,7 +354,7 @@ def test_a_failing_mount_stops_the_build_and_sets_nothing_aside(
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     monkeypatch.setattr(packing, "read_regular_file", stale)
-    with pytest.raises(StorageError, match=r"^cannot read .*/source/.*\.jpg: Stale file handle; check the path"):
+    with pytest.raises(StorageError, match=r"^cannot read .*/images/train/.*\.jpg: Stale file handle; check the path"):
         build(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

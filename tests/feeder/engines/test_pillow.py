@@ -148,7 +148,7 @@ class TestWindows:
         data = encoded(2)
         decode(engine, [data], make_windows([data], [RandomResizedCrop(16)]), (16, 16))
         gc.collect()
-        assert not [item for item in gc.get_objects() if isinstance(item, formats._Jpeg)]
+        assert not [item for item in gc.get_objects() if type(item) is formats._Jpeg]
 
 
 class TestOutOfMemory:
