@@ -176,9 +176,15 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         return self._steps_per_epoch(self.global_batch())
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration this epoch, from its start; reaches the persistent workers of a DataLoader, too."""
-        self._epochs.set(_checked_integer("epoch", epoch, least=0))
-        self._state = None
+        """Make the next iteration this epoch; reaches the persistent workers of a DataLoader, too.
+
+        It starts at the epoch's beginning, unless a loaded state stands inside that very epoch: then it goes on from
+        there, so that a loop that sets every epoch may resume.
+        """
+        number = _checked_integer("epoch", epoch, least=0)
+        if number != self._epochs.epoch:
+            self._epochs.set(number)
+            self._state = None
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over an epoch's batches of this rank: in a DataLoader worker, over its share of them."""

@@ -196,6 +196,17 @@ def open_dataset_at(folder, epoch):
     return dataset
 
 
+def test_a_loop_that_sets_every_epoch_resumes_inside_one(folder):
+    whole = [list(open_dataset_at(folder, epoch)) for epoch in (1, 2)]
+    dataset = open_dataset(folder)
+    dataset.load_state_dict(whole[0][4]["state"])
+    resumed = []
+    for epoch in range(dataset.epoch, 3):
+        dataset.set_epoch(epoch)
+        resumed.append(list(dataset))
+    assert [digests(batches) for batches in resumed] == [digests(whole[0][5:]), digests(whole[1])]
+
+
 def test_state_dict_follows_this_process(folder):
     dataset = open_dataset(folder)
     batches = iter(dataset)
