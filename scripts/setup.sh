@@ -113,8 +113,10 @@ simd_is_complete() {
 # --no-cache-dir because pip's cache of built wheels does not know which compiler flags and libraries a wheel was built with.
 install_simd() {
     local wheels log reason
-    wheels=$(mktemp -d)
+    wheels=.venv/.wheels
     log=$wheels/log
+    rm -rf "$wheels"
+    mkdir "$wheels"
     say "compiling $(pinned pillow-simd) for AVX2"
     if CC="${CC:-cc} -mavx2" C_INCLUDE_PATH="$debian_headers${C_INCLUDE_PATH:+:$C_INCLUDE_PATH}" \
         pip wheel --quiet --no-deps --no-cache-dir --no-binary pillow-simd \
