@@ -11,7 +11,7 @@ from feeder.errors import RankError
 # Launchers, most specific first: torchrun (and DeepSpeed, Accelerate, Lightning), Slurm's srun, Open MPI's mpirun.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
 )
 _REMEDY = "pass rank= and world_size=, or start the job with torchrun, srun or mpirun"

@@ -111,8 +111,8 @@ def test_a_rank_that_differs_from_the_process_group_is_refused(process_group):
     [
         ({}, 1),
         ({"LOCAL_WORLD_SIZE": "8"}, 8),
-        ({"SLURM_NTASKS_PER_NODE": "4"}, 4),
-        ({"SLURM_NTASKS_PER_NODE": "8(x2),4"}, 8),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4"}, 4),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2),4"}, 8),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, 2),
     ],
 )
