@@ -15,7 +15,7 @@ from feeder.augment import Geometry, Transform, compile_transforms
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
-from feeder.order import Order, OrderSettings, RankBatch, Shuffle, resolve_settings
+from feeder.order import COUNT_LIMIT, Order, OrderSettings, RankBatch, Shuffle, resolve_settings
 from feeder.pipeline import OnError, Pipeline, Step
 from feeder.placement import Placement, local_world_size, resolve_placement
 from feeder.resources import usable_cores
@@ -181,7 +181,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         It starts at the epoch's beginning, unless a loaded state stands inside that very epoch: then it goes on from
         there, so that a loop that sets every epoch may resume.
         """
-        number = _checked_integer("epoch", epoch, least=0)
+        number = _checked_count("epoch", epoch)
         if number != self._epochs.epoch:
             self._epochs.set(number)
             self._state = None
@@ -230,17 +230,17 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         placement = self._placement() if rank is None and world_size is None else resolve_placement(rank, world_size)
         global_batch = self.global_batch(placement.world_size)
         steps = self._steps_per_epoch(global_batch)
-        epoch, step = _checked_integer("epoch", epoch), _checked_integer("step", step)
-        if epoch < 0 or not 0 <= step < steps:
+        epoch, step = _checked_count("epoch", epoch), _checked_integer("step", step)
+        if not 0 <= step < steps:
             raise ConfigError(
-                f"there is no step {step} of epoch {epoch}; epochs count from 0, and steps from 0 to {steps - 1} at"
-                f" global batch {global_batch}"
+                f"there is no step {step} of epoch {epoch}; steps count from 0 to {steps - 1} at global batch"
+                f" {global_batch}"
             )
         return self.batch_at(epoch=epoch, position=step * global_batch, placement=placement)
 
     def batch_at(self, *, epoch: int, position: int, placement: Placement | None = None) -> Batch:
         """Return the batch that starts at a position of an epoch, such as the one that follows a state."""
-        epoch, position = _checked_integer("epoch", epoch, least=0), _checked_integer("position", position, least=0)
+        epoch, position = _checked_count("epoch", epoch), _checked_count("position", position)
         placement = placement or self._placement()
         global_batch = self.global_batch(placement.world_size)
         order = self._resolved_order(global_batch)
@@ -294,10 +294,10 @@ class ImageDataset(tensors.IterableDataset[Batch]):
                 f" {digest}; open the dataset that the state was made with"
             )
         settings = self._settings_of(loaded)
-        if self._epochs.in_workers and settings != self.order_settings:
+        if self._epochs.had_workers and settings != self.order_settings:
             raise StateError(
-                "the state has another order than the one that running DataLoader workers use; load it before the first"
-                " iteration"
+                "the state has another order than the one that DataLoader workers were started with; load it before the"
+                " first iteration, or open the dataset anew"
             )
         if (loaded.engine, loaded.pixels) != (self._engine.name, PIXEL_CONTRACT):
             _log.warning(
@@ -435,6 +435,14 @@ def _checked_integer(name: str, value: Any, *, least: int | None = None) -> int:
     if number is None or (least is not None and number < least):
         bound = "" if least is None else f" of at least {least}"
         raise ConfigError(f"{name} is {value!r}; it must be an integer{bound}")
+    return number
+
+
+def _checked_count(name: str, value: Any) -> int:
+    """Return an epoch or a position as Python's own integer."""
+    number = as_integer(value)
+    if number is None or not 0 <= number < COUNT_LIMIT:
+        raise ConfigError(f"{name} is {value!r}; it must be an integer from 0 to 2**62 - 1")
     return number
 
 

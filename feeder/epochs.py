@@ -29,10 +29,11 @@ _LAYOUT = np.dtype(
         ("creator", "i8"),
         ("owners_seen", "i8"),
         ("iterations_seen", "i8"),
-        # epoch and position were set; "started" iterations since then, the last one in "workers" processes
-        ("owners", [(name, "i8") for name in ("pid", "epoch", "position", "started", "workers")], _OWNERS),
-        # the iteration of that number (from 0, since the epoch was set), and how its workers are told from others
-        ("iterations", [(name, "i8") for name in ("owner", "creation", "workers", "turn", "number")], _ITERATIONS),
+        # epoch and position were set; "started" iterations since then, the last one in "workers" processes; had_workers
+        # is 1 once any iteration was
+        ("owners", [(n, "i8") for n in ("pid", "epoch", "position", "started", "workers", "had_workers")], _OWNERS),
+        # where the iteration starts, and how its workers are told from others
+        ("iterations", [(n, "i8") for n in ("owner", "creation", "workers", "turn", "epoch", "position")], _ITERATIONS),
     ]
 )
 
@@ -45,7 +46,8 @@ class EpochCounter:
 
     The workers of an iteration recognise each other by when they were started: a process counts the children that it
     makes, a loader makes its W workers in a row, and a persistent worker counts its turns. The first worker to begin
-    gives the iteration its number, the others find it. A worker that never came so far leaves no trace.
+    gives the iteration its epoch, the others find it, even if another was set meanwhile. A worker that never came so
+    far leaves no trace.
     """
 
     def __init__(self, epoch: int = 0, position: int = 0) -> None:
@@ -73,8 +75,6 @@ class EpochCounter:
         with self._locked():
             owner = self._owner(os.getpid())
             owner["epoch"], owner["position"], owner["started"], owner["workers"] = epoch, position, 0, 0
-            iterations = self._memory["iterations"]
-            iterations["owner"][iterations["owner"] == os.getpid()] = 0
 
     def begin(self, worker: int, workers: int) -> tuple[int, int]:
         """Count an iteration that starts here; return its epoch and first position.
@@ -85,13 +85,9 @@ class EpochCounter:
         """
         with self._locked():
             if workers == 0:
-                owner = self._owner(os.getpid())
-                number = self._count(owner, 0)
-            else:
-                pid, creation = _lineage(worker)
-                owner = self._owner(pid)
-                number = self._number_in_workers(owner, creation, workers)
-            return int(owner["epoch"]) + number, int(owner["position"]) if number == 0 else 0
+                return self._count(self._owner(os.getpid()), 0)
+            pid, creation = _lineage(worker)
+            return self._begin_in_workers(self._owner(pid), creation, workers)
 
     @property
     def epoch(self) -> int:
@@ -111,6 +107,12 @@ class EpochCounter:
         with self._locked():
             return int(self._owner(os.getpid())["workers"]) > 0
 
+    @property
+    def had_workers(self) -> bool:
+        """Whether any iteration of this process ran in worker processes; persistent ones may still be there."""
+        with self._locked():
+            return bool(self._owner(os.getpid())["had_workers"])
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock of the file, which belongs to the process and goes with it."""
@@ -129,13 +131,13 @@ class EpochCounter:
         (creator,) = np.nonzero(owners["pid"] == memory["creator"])
         epoch, position = _next_epoch(owners[creator[0]]) if creator.size else (0, 0)
         free = np.nonzero(owners["pid"] != memory["creator"])[0]
-        owner = owners[free[int(memory["owners_seen"]) % len(free)]]
+        place = free[int(memory["owners_seen"]) % len(free)]
         memory["owners_seen"] += 1
-        owner["pid"], owner["epoch"], owner["position"], owner["started"], owner["workers"] = pid, epoch, position, 0, 0
-        return owner
+        owners[place] = (pid, epoch, position, 0, 0, 0)
+        return owners[place]
 
-    def _number_in_workers(self, owner: Any, creation: int, workers: int) -> int:
-        """Return the number of the iteration that a worker begins: one that another worker began, or the next."""
+    def _begin_in_workers(self, owner: Any, creation: int, workers: int) -> tuple[int, int]:
+        """Return where the iteration starts that a worker begins: one that another worker began, or the next."""
         if self._turns_of != os.getpid():
             self._turns, self._turns_of = 0, os.getpid()
         turn, self._turns = self._turns, self._turns + 1
@@ -148,19 +150,21 @@ class EpochCounter:
             & (np.abs(iterations["creation"] - creation) < workers)
         )
         if found.size:
-            return int(iterations["number"][found[0]])
-        number = self._count(owner, workers)
+            iteration = iterations[found[0]]
+            return int(iteration["epoch"]), int(iteration["position"])
+        begun = self._count(owner, workers)
         place = int(self._memory["iterations_seen"]) % _ITERATIONS
         self._memory["iterations_seen"] += 1
-        iterations[place] = (owner["pid"], creation, workers, turn, number)
-        return number
+        iterations[place] = (owner["pid"], creation, workers, turn, *begun)
+        return begun
 
     @staticmethod
-    def _count(owner: Any, workers: int) -> int:
-        """Count an iteration; return its number."""
-        number = int(owner["started"])
-        owner["started"], owner["workers"] = number + 1, workers
-        return number
+    def _count(owner: Any, workers: int) -> tuple[int, int]:
+        """Count an iteration; return its epoch and first position."""
+        begun = _next_epoch(owner)
+        owner["started"], owner["workers"] = int(owner["started"]) + 1, workers
+        owner["had_workers"] |= workers > 0
+        return begun
 
 
 def _attached(descriptor: Any) -> EpochCounter:

@@ -35,6 +35,8 @@ Int64Array = NDArray[np.int64]
 
 ALGORITHM = 1  # changes when the same settings would give another order; part of every state
 
+COUNT_LIMIT = 1 << 62  # of epochs and positions: with all that is added to them they stay in 63 bits
+
 _FRACTION_BITS = 16  # window keys are fixed-point numbers: the same on every machine
 _MAX_WINDOW = 1 << 30  # keeps every product below in 63 bits
 _MIN_BLOCK = 4096  # positions computed at a time: amortises NumPy's cost per call
@@ -189,8 +191,8 @@ class Order:
         """Return rank's part of the step that starts at a position.
 
         Args:
-            epoch: from 0.
-            position: g, the first position of the step, from 0.
+            epoch: from 0, below `COUNT_LIMIT`.
+            position: g, the first position of the step, from 0, below `COUNT_LIMIT`.
             global_batch: G, positions in the step; the epoch's end cuts it.
             rank, world_size: r and R; ranks get floor(G / R) or ceil(G / R) samples, padded to ceil(G / R).
         """

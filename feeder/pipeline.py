@@ -119,7 +119,7 @@ class Pipeline:
         self._geometry = geometry
         self._engine = engine
         self._on_error = on_error
-        self._max_bad = int(max_bad_fraction * BAD_WINDOW)
+        self._max_bad = round(max_bad_fraction * BAD_WINDOW)  # int() would make 2 of 0.0003
         self._threads = threads
         self._prefetch = prefetch
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="feeder-decode")
@@ -240,12 +240,12 @@ class Pipeline:
         epoch, sample = batch.step.epoch, int(batch.ids[row])
         name = f"sample {sample} ({batch.keys[row]!r})"
         if self._on_error == "raise":
-            raise SampleError(f"{name} cannot be decoded: {reason}; on_error='replace' would put another in its place")
+            raise SampleError(f"{name} {reason}; on_error='replace' would put another in its place")
         if self._on_error == "mask":
             batch.image[row] = 0
             batch.label[row] = PADDING_LABEL
             batch.valid[row] = False
-            batch.bad.append((sample, f"{name} cannot be decoded: {reason}; it is masked"))
+            batch.bad.append((sample, f"{name} {reason}; it is masked"))
             return
         one = slice(row, row + 1)
         numbers = draw(derive_key("replace", self._order.settings.seed, epoch, sample), np.arange(2 * CANDIDATES))
@@ -254,11 +254,11 @@ class Pipeline:
             # a copy number of its own, so that the stand-in's crop is not the one it has at its own position
             if not self._decode(batch, one, np.array([candidate]), np.array([copy_number], dtype=np.int64)):
                 stands_in = f"sample {candidate} ({batch.keys[row]!r}) stands in"
-                batch.bad.append((sample, f"{name} cannot be decoded: {reason}; {stands_in}"))
+                batch.bad.append((sample, f"{name} {reason}; {stands_in}"))
                 return
         raise SampleError(
-            f"{name} cannot be decoded: {reason}; nor could {CANDIDATES} others of its shard that might stand in for"
-            " it: run 'feeder verify DATASET --level deep'"
+            f"{name} {reason}; nor can {CANDIDATES} others of its shard be decoded, one of which would stand in for it:"
+            " run 'feeder verify DATASET --level deep'"
         )
 
     def _judge(self, batch: _Batch) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feeder.errors import StateError
-from feeder.order import ALGORITHM, OrderSettings
+from feeder.order import ALGORITHM, COUNT_LIMIT, OrderSettings
 
 STATE_VERSION = 1
 
@@ -93,8 +93,8 @@ def _value(state: Mapping[str, Any], name: str, kind: Any, where: str = "") -> A
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:
-    """Return an integer of at least 0."""
+    """Return an epoch or a position."""
     value = _value(state, name, int)
-    if value < 0:
-        raise StateError(f"the state has {value} at {name}; it must be at least 0")
+    if not 0 <= value < COUNT_LIMIT:
+        raise StateError(f"the state has {value} at {name}; it must be from 0 to 2**62 - 1")
     return int(value)

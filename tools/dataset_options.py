@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,11 +74,22 @@ def read_state(path: Path) -> Any:
         raise StateError(f"{path} holds no state: it is not JSON; {remedy}") from None
 
 
+def check_output(option: str, name: str) -> None:
+    """Refuse the name of a file that cannot be written at the end, before the work is done."""
+    path = Path(name)
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {name} cannot be written: its folder does not exist; make it first")
+    if path.is_dir():
+        raise ConfigError(f"{option} {name} cannot be written: it is a folder; give the name of a file")
+
+
 def count(text: str) -> int:
-    """Read a number of at least 0."""
+    """Read a number from 0, such as an epoch, a position or a number of steps."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    if number > sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{number} is more than anything can count to; write a smaller one")
     return number
 
 

@@ -33,6 +33,7 @@ from feeder.tools.resume_proof import LEAST_IMAGES, Proof, open_one_lane, prove_
 from feeder.tools.showing import draw_batch
 
 DEFAULT_FOLDER, DEFAULT_IMAGES = ".demo", 2000
+_MOST_IMAGES = 1_000_000  # 100 GB: more is a slip of the finger
 _SHEET_IMAGES = 32
 _MARK = {"made_by": "feeder demo"}
 
@@ -50,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the demonstration; the exit code tells whether the proof held."""
     if args.photos is not None and args.images is not None:
         raise ConfigError("--images says how many photographs to make, and --photos to make none; give one of them")
-    if args.images is not None and args.images < LEAST_IMAGES:
-        raise ConfigError(f"--images is {args.images}; the demonstration needs at least {LEAST_IMAGES}")
+    if args.images is not None and not LEAST_IMAGES <= args.images <= _MOST_IMAGES:
+        raise ConfigError(f"--images is {args.images}; the demonstration takes from {LEAST_IMAGES} to {_MOST_IMAGES}")
     folder = Path(args.dir)
     if args.photos is not None and Path(args.photos).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(

@@ -259,6 +259,8 @@ def _redis_server() -> Iterator[Finding]:
 def _server_name(url: str) -> str:
     """Return the server's address without the user and the password that the URL may hold."""
     parts = urlsplit(url)
+    if not parts.netloc:
+        return "the server that FEEDER_REDIS names"  # no address, or a socket's path; what is in it is not known
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

@@ -15,7 +15,7 @@ from feeder.errors import ConfigError
 from feeder.placement import Placement, resolve_placement
 from feeder.shards.storage import staged_file
 from feeder.tools import console
-from feeder.tools.dataset_options import add_dataset_options, count, open_stream
+from feeder.tools.dataset_options import add_dataset_options, check_output, count, open_stream
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output {args.output} is no name for a PNG; let it end in .png")
+    check_output("--output", args.output)
     dataset = open_stream(args, arrays="numpy")
     if args.state is None:
         batch = dataset.batch(epoch=args.epoch or 0, step=args.step or 0)

@@ -29,7 +29,7 @@ from feeder.errors import ConfigError
 from feeder.placement import Placement, resolve_placement
 from feeder.shards.storage import staged_file
 from feeder.tools import console
-from feeder.tools.dataset_options import add_dataset_options, count, open_stream
+from feeder.tools.dataset_options import add_dataset_options, check_output, count, open_stream
 from feeder.tools.measuring import EpochReport, make_loader, stream_epoch
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"{method} is for worker processes, and there are none; add --workers")
     if args.state is not None and (args.epoch is not None or args.position is not None):
         raise ConfigError("--state says where to start, and so do --epoch and --position; give one or the other")
-    if args.save_state is not None and not Path(args.save_state).absolute().parent.is_dir():
-        raise ConfigError(f"--save-state {args.save_state} cannot be written: its folder does not exist; make it first")
+    if args.save_state is not None:
+        check_output("--save-state", args.save_state)
 
 
 def _seek(dataset: "ImageDataset", args: argparse.Namespace) -> int:

@@ -117,6 +117,25 @@ def test_only_the_first_iteration_starts_at_the_position_that_was_set(make_loade
     assert loader.iterate() == (8, 0)
 
 
+def test_workers_of_an_iteration_agree_though_another_epoch_is_set_meanwhile(make_loader):
+    counter = EpochCounter()
+    loader = make_loader(counter, 2)
+    assert loader.begin(0) == (0, 0)
+    counter.set(7, 64)
+    assert loader.begin(1) == (0, 0)
+    assert (counter.epoch, counter.position) == (7, 64)
+    assert loader.iterate() == (7, 64)
+
+
+def test_that_workers_were_started_is_not_forgotten(make_loader):
+    counter = EpochCounter()
+    assert not counter.had_workers
+    make_loader(counter, 1).iterate()
+    counter.begin(0, 0)
+    counter.set(7)
+    assert counter.had_workers
+
+
 def test_it_is_known_whether_the_last_iteration_ran_in_workers(make_loader):
     counter = EpochCounter()
     assert not counter.in_workers

@@ -7,7 +7,7 @@ import pytest
 
 from feeder import pipeline
 from feeder.augment import RandomResizedCrop, compile_transforms
-from feeder.errors import StalledError
+from feeder.errors import StalledError, TooManyBadSamplesError
 from feeder.order import Order, OrderSettings, RankBatch
 from feeder.pipeline import Pipeline, Step
 from feeder.shards.rows import Rows
@@ -40,25 +40,27 @@ class Memory:
 
 
 class Fill:
-    """An engine that fills an image with its only byte."""
+    """An engine that fills an image with its only byte, and fails at some."""
 
     name = "fill"
+
+    def __init__(self, bad=()):
+        self.bad = set(bad)
 
     def decode(self, images, windows, out):
         for row, data in zip(out, images, strict=True):
             row[:] = data[0]
-        return {}
+        return {row: "is bad" for row, data in enumerate(images) if data[0] in self.bad}
 
 
 def make(reader, **changes):
     """Make a pipeline over 100 samples."""
     settings = OrderSettings(seed=0, shuffle=False, lanes=1, window=0, sticky=False)
-    chosen = {"on_error": "raise", "max_bad_fraction": 0.0, "threads": 2, **changes}
+    chosen = {"engine": Fill(), "on_error": "raise", "max_bad_fraction": 0.0, "threads": 2, **changes}
     return Pipeline(
         source=reader,
         order=Order(np.array([100]), settings),
         geometry=compile_transforms([RandomResizedCrop(4)]),
-        engine=Fill(),
         **chosen,
     )
 
@@ -104,6 +106,18 @@ def test_leaving_early_cancels_what_has_not_started():
     reader.gate.set()
     machine.close()
     assert len(reader.reads) < 4 * 5
+
+
+@pytest.mark.parametrize("allowed", [1, 3, 29])
+def test_a_fraction_of_bad_samples_is_what_it_says(allowed):
+    bad = range(30)
+    batches = make(Memory(), on_error="mask", max_bad_fraction=allowed / 10_000, engine=Fill(bad)).batches(steps(20))
+    with pytest.raises(TooManyBadSamplesError) as caught:
+        list(batches)
+    first_over = -(-(allowed + 1) // 5) * 5
+    assert str(caught.value).startswith(
+        f"{first_over} of the last {first_over} samples cannot be decoded, and max_bad_fraction allows {allowed} of"
+    )
 
 
 def test_a_hung_storage_is_an_error_that_names_the_stage(monkeypatch):

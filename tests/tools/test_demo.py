@@ -152,7 +152,8 @@ def test_the_resumed_run_ends_where_the_undisturbed_one_does(images: int) -> Non
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--images", "7"], "--images is 7; the demonstration needs at least 8"),
+        (["--images", "7"], "--images is 7; the demonstration takes from 8 to 1000000"),
+        (["--images", "1000001"], "--images is 1000001; the demonstration takes from 8 to 1000000"),
         (
             ["--images", "9", "--photos", "."],
             "--images says how many photographs to make, and --photos to make none; give one of them",

@@ -157,7 +157,7 @@ def test_a_redis_server_that_is_not_there_fails_without_telling_the_password(
     assert finding.advice == "start the server, or correct or unset FEEDER_REDIS"
 
 
-@pytest.mark.parametrize("url", ["redis://:secret@host:port", "http://host", "redis"])
+@pytest.mark.parametrize("url", ["redis://:secret@host:port", "http://host", "redis", "user:secret@host:6379"])
 def test_a_redis_address_that_is_none_is_a_finding(
     url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,14 @@ def test_refusals(refusal: Callable[..., str], tmp_path: Path) -> None:
     assert refusal("--save-state", f"{tmp_path}/no/state.json") == (
         f"--save-state {tmp_path}/no/state.json cannot be written: its folder does not exist; make it first"
     )
+    assert refusal("--save-state", str(tmp_path)) == (
+        f"--save-state {tmp_path} cannot be written: it is a folder; give the name of a file"
+    )
+    assert refusal("--steps", "9" * 20) == (
+        f"argument --steps: {'9' * 20} is more than anything can count to; write a smaller one"
+        " (see 'feeder stream --help')"
+    )
+    assert refusal("--epoch", str(2**62)) == f"the state has {2**62} at epoch; it must be from 0 to 2**62 - 1"
     assert refusal("--state", f"{tmp_path}/none.json") == f"No such file or directory: {tmp_path}/none.json"
     (tmp_path / "no.json").write_text("{")
     assert refusal("--state", f"{tmp_path}/no.json") == (
@@ -176,7 +184,7 @@ def test_an_error_in_a_worker_is_the_sentence_it_was_there(
     arguments = ["stream", str(image_folder), *_SMALL, "--on-error", "raise", "-q"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("feeder: sample 0 ('ant/ant-00.jpg') cannot be decoded: ")
+    assert error.startswith("feeder: sample 0 ('ant/ant-00.jpg') cannot be decoded as JPEG: ")
     assert error.count("\n") == 1
     # A process of its own: where failed workers are left to the garbage collector, torch waits five seconds for them.
     command = [sys.executable, "-m", "feeder.tools.main", *arguments, "--workers", "1"]
