@@ -10,7 +10,8 @@ What happens, and what happens when it goes wrong:
 3. Anything else (storage, corruption, a bug) is raised where the batch would have come out, and ends the iteration.
 4. Leaving the iteration early, or by an exception, cancels the chunks that have not started; those that run finish
    unseen.
-5. A chunk that takes longer than `STALL_LIMIT_S` is an error that names the stage, never a hang.
+5. A chunk that takes longer than `STALL_LIMIT_S` is an error that names the stage, never a hang; nor does its thread
+   keep the process from ending.
 
 If the code disagrees with these lines, the code is wrong.
 """
@@ -19,7 +20,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from feeder.errors import ConfigError, SampleError, StalledError, TooManyBadSamp
 from feeder.keyed import derive_key, draw
 from feeder.order import Order, RankBatch
 from feeder.shards.rows import Reader
+from feeder.threads import Threads
 
 OnError = Literal["replace", "mask", "raise"]
 
@@ -122,7 +124,7 @@ class Pipeline:
         self._max_bad = round(max_bad_fraction * BAD_WINDOW)  # int() would make 2 of 0.0003
         self._threads = threads
         self._prefetch = prefetch
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="feeder-decode")
+        self._pool = Threads(threads, "feeder-decode")
         self._pid = os.getpid()
         self._logged: set[int] = set()
         self._seen = 0
@@ -154,7 +156,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Stop the threads, once they have finished what they are at."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
 
     def _start(self, step: Step) -> _Batch:
         """Lay out a batch and hand its chunks to the pool."""
