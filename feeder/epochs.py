@@ -16,6 +16,7 @@ import multiprocessing.context
 import multiprocessing.reduction
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,11 +39,16 @@ _LAYOUT = np.dtype(
 )
 
 
+# a lock of a file keeps processes apart, not the threads of one; nobody forks while it is held
+_one_thread = threading.Lock()
+os.register_at_fork(before=_one_thread.acquire, after_in_parent=_one_thread.release, after_in_child=_one_thread.release)
+
+
 class EpochCounter:
     """Counts the iterations of a dataset since its epoch was last set.
 
     The count lies in anonymous memory, which fork inherits and spawn and forkserver hand over; any other pickling (and
-    copying) takes a snapshot. A lock of the file behind the memory makes each method one step.
+    copying) takes a snapshot. Locks make each method one step, among processes and among threads.
 
     The workers of an iteration recognise each other by when they were started: a process counts the children that it
     makes, a loader makes its W workers in a row, and a persistent worker counts its turns. The first worker to begin
@@ -115,12 +121,13 @@ class EpochCounter:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock of the file, which belongs to the process and goes with it."""
-        fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+        """Hold the lock of the file behind the memory, which belongs to the process and goes with it."""
+        with _one_thread:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
     def _owner(self, pid: int) -> Any:
         """Return an owner's record; a new owner goes on from where the creator of the memory stands."""

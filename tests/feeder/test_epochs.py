@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import threading
 
 import pytest
 
@@ -143,6 +144,23 @@ def test_it_is_known_whether_the_last_iteration_ran_in_workers(make_loader):
     assert counter.in_workers
     counter.begin(0, 0)
     assert not counter.in_workers
+
+
+def test_threads_of_a_process_begin_one_after_the_other(make_loader):
+    counter = EpochCounter()
+    begun, found = threading.Event(), []
+
+    def begin():
+        found.append(counter.begin(0, 0))
+        begun.set()
+
+    thread = threading.Thread(target=begin)
+    with counter._locked():
+        thread.start()
+        assert not begun.wait(0.1)
+    thread.join()
+    assert found == [(0, 0)]
+    assert make_loader(counter, 2).iterate() == (1, 0)
 
 
 def test_copies_and_pickles_are_snapshots():
