@@ -29,7 +29,7 @@ from feeder.shards.images import FORMATS
 from feeder.shards.index import ShardIndex
 from feeder.shards.samples import DigestedFile, Sample
 
-ROWS_A_BATCH = 32  # ARCHITECTURE.md, "Arrow shards", says what was measured
+ROWS_A_BATCH = 16  # ARCHITECTURE.md, "Arrow shards", says what was measured
 _BYTES_A_BATCH = 64 << 20  # of images: a batch is put together in memory
 _ALIGNMENT = 8  # bytes: of the buffers of a batch, as pyarrow writes them
 _VERSION = "1"
