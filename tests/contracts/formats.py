@@ -3,6 +3,9 @@
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -213,6 +216,26 @@ class FormatContract:
             (dataset / name).write_bytes(b"cut")
         self.build(image_folder, dataset)
         assert files_of(dataset) == undisturbed
+
+    def test_a_limit_of_the_file_size_is_one_sentence(self, image_folder: Path, tmp_path: Path) -> None:
+        script = textwrap.dedent("""
+            import resource, signal, sys
+            from feeder.shards.writing import BuildOptions, build
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+            try:
+                build(sys.argv[1], sys.argv[2], BuildOptions(format=sys.argv[3]))
+            except Exception as error:
+                print(type(error).__name__, error)
+        """)
+        command = [sys.executable, "-c", script, str(image_folder), str(tmp_path / "out"), self.format]
+        limited = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert limited.stderr == ""
+        assert limited.stdout == (
+            f"DestinationError cannot write {tmp_path}/out/{self.name(0)}: File too large; nothing of this build was "
+            "kept, free space or choose another destination and run it again\n"
+        )
+        assert not (tmp_path / "out").exists()
 
     # reading
 
