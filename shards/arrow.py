@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from feeder.shards.errors import ShardError
 from feeder.shards.images import FORMATS
-from feeder.shards.index import ShardIndex
+from feeder.shards.index import ShardIndex, image_columns
 from feeder.shards.samples import DigestedFile, Sample
 
 ROWS_A_BATCH = 16  # ARCHITECTURE.md, "Arrow shards", says what was measured
@@ -103,7 +103,7 @@ class ArrowWriter:
 
 
 def index_columns(data: bytes, where: str) -> dict[str, pa.Array]:
-    """Return the columns that the index of an Arrow shard has, read from the shard itself.
+    """Return the columns of the index of an Arrow shard, in their order, read from the shard itself.
 
     Raises:
         ShardError: the shard is cut, damaged, or not one that a build writes.
@@ -126,11 +126,13 @@ def index_columns(data: bytes, where: str) -> dict[str, pa.Array]:
         sizes.append(np.diff(bounds))
     columns = {name: table.column(name).combine_chunks() for name in table.schema.names if name != "image"}
     codes = [FORMATS.index(name) if name in FORMATS else len(FORMATS) for name in columns["image.format"].to_pylist()]
-    return columns | {
+    columns |= {
         "image.offset": pa.array(np.concatenate(offsets), pa.int64()),
         "image.size": pa.array(np.concatenate(sizes), pa.int64()),
         "image.format": pa.array(codes, pa.uint8()),
     }
+    order = ("key", "source", *image_columns("image"), "label")
+    return {name: columns[name] for name in order if name in columns}
 
 
 def check_rows(data: bytes, index: ShardIndex, where: str) -> Iterator[str]:
