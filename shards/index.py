@@ -1,6 +1,7 @@
-"""The index of a shard: where each sample's bytes lie and what is known about them. No reader walks tar headers.
+"""The index of a shard: where each sample's bytes lie and what is known about them. No reader walks the shard.
 
-It is an Arrow IPC file of one record batch beside the shard, ``shard-000000.idx.arrow`` for ``shard-000000.tar``:
+It is an Arrow IPC file of one record batch beside the shard, ``shard-000000.idx.arrow`` for ``shard-000000.tar`` or
+``shard-000000.arrow``:
 
 ==================  ==========  ==============================================================================
 column              type        content
@@ -22,7 +23,7 @@ shard may be renamed without a change of its index.
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -107,6 +108,15 @@ class ShardIndex:
         """The names of the columns."""
         return list(self._table.schema.names)
 
+    @property
+    def stored_fields(self) -> list[str]:
+        """The names of the fields that the shard stores as bytes."""
+        return [name.removesuffix(".crc32c") for name in self.names if name.endswith(".crc32c")]
+
+    def values(self, name: str) -> list[Any]:
+        """Return the values of a column of any type."""
+        return list(self._table.column(name).to_pylist())
+
     def numbers(self, name: str) -> "memoryview[int]":
         """Return a column of numbers."""
         column = self._table.column(name)
@@ -166,8 +176,3 @@ def _explained(buffer: Any, where: str, shard_digest: str) -> ShardError:
         f"index {where} was cut or altered after the build: its {len(memoryview(buffer))} bytes do not have the "
         f"manifest's digest; {next_step}"
     )
-
-
-def number_arrays(columns: Mapping[str, Sequence[int]], types: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
-    """Return lists of numbers as arrays of the index's types."""
-    return {name: pa.array(columns[name], type=kind) for name, kind in types.items()}

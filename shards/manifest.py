@@ -5,7 +5,7 @@
     {
     "version": 1,
     "digest": "…",                      blake2b of the rest in canonical form: the dataset digest
-    "format": "tar",
+    "format": "tar",                    or "arrow"
     "split": "train",                   null when the source had no splits
     "classes": ["cat", "dog"],          label 0, 1, …; empty when there are no labels
     "fields": {"image": {"type": "image"}, "label": {"type": "int64", "extension": "cls"}},
@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feeder.shards.errors import ManifestError
+from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.sources import SPLITS
 from feeder.shards.storage import Folder, LocalFolder, flush_folder, open_folder, staged_file
 
@@ -46,7 +47,6 @@ MANIFEST_NAME = "manifest.json"
 MARKER_NAME = ".building"  # stands in a destination, locked, from the start of a build until its manifests are written
 VERSION = 1
 DIGEST_ALGORITHM = "xxh3-128"
-FORMATS = ("tar",)
 
 _DIGEST_BYTES = 16  # 128 bits: no two datasets meet by accident, and people can still compare it by eye
 _HEX_DIGEST = re.compile("[0-9a-f]{32}")
@@ -60,7 +60,8 @@ class Field:
 
     Attributes:
         type: ``"image"``, or the type of a scalar, such as ``"int64"``.
-        extension: that of the field's tar member; None where each image has the one of its format.
+        extension: that of the field's tar member; None where each image has the one of its format, and where the field
+            has no member of its own.
     """
 
     type: str
@@ -87,7 +88,7 @@ class Manifest:
 
     Attributes:
         digest: the dataset digest, hexadecimal; two datasets with one digest have the same bytes.
-        format: ``"tar"``, or ``"folder"`` for an image folder adopted in memory.
+        format: ``"tar"``, ``"arrow"``, or ``"folder"`` for an image folder adopted in memory.
         classes: the class names in order of their labels.
         split: the name of the split, or None.
         fields: what a sample holds, by name.
@@ -296,7 +297,7 @@ def _from_document(document: dict[str, Any]) -> Manifest:
     computed = dataset_digest(document)
     manifest = Manifest(
         digest=computed,
-        format=_one_of(document, "format", FORMATS),
+        format=_one_of(document, "format", tuple(SHARD_FORMATS)),
         classes=_classes(document),
         split=_optional(document, str, "split"),
         fields=_fields(document),

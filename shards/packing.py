@@ -5,18 +5,18 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-import google_crc32c
 import pyarrow as pa
 import xxhash
 
 from feeder.shards.errors import BadImageError, DestinationError, SourceError, StorageError
-from feeder.shards.images import EXTENSIONS, FORMATS, MAX_IMAGE_BYTES, ImageHeader, check_image
-from feeder.shards.index import bytes_columns, encode_index, image_columns, index_name, number_arrays
+from feeder.shards.formats import SHARD_FORMATS, ShardFormat
+from feeder.shards.images import FORMATS, MAX_IMAGE_BYTES, ImageHeader, check_image
+from feeder.shards.index import bytes_columns, encode_index, image_columns, index_name
 from feeder.shards.names import key_of, readable
+from feeder.shards.samples import DigestedFile, Sample
 from feeder.shards.storage import read_regular_file, staged_file, unreadable
-from feeder.shards.tar import END, member_header, padding
 
 # These say nothing about one file: setting aside what they met would lose good images in silence.
 _FAILURES_OF_THE_MACHINE = {
@@ -30,8 +30,6 @@ _FAILURES_OF_THE_MACHINE = {
     errno.EHOSTUNREACH,
 }
 
-LABEL_EXTENSION = "cls"  # the class number as text, as webdataset's users expect it
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask:
@@ -39,6 +37,7 @@ class ShardTask:
 
     Attributes:
         folder, name: where it goes.
+        format: its name in `feeder.shards.formats.SHARD_FORMATS`.
         root, paths, sizes, labels: the files in order, with the sizes that the plan was made with (bytes; negative for
             what was no regular file) and label numbers (−1 for none).
         max_pixels: images with more are bad.
@@ -47,6 +46,7 @@ class ShardTask:
 
     folder: str
     name: str
+    format: str
     root: str
     paths: list[str]
     sizes: list[int]
@@ -87,7 +87,7 @@ def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images:
     path = Path(task.folder, task.name)
     try:
         with staged_file(path) as file:
-            packer = _Packer(file, labelled=task.labels[0] >= 0)
+            packer = _Packer(DigestedFile(file), SHARD_FORMATS[task.format], labelled=task.labels[0] >= 0)
             bad = []
             for source, size, label in zip(task.paths, task.sizes, task.labels, strict=True):
                 try:
@@ -95,20 +95,20 @@ def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images:
                 except BadImageError as error:
                     bad.append(_set_aside(task, source, error))
                 advance(1)
-            packer.write(END)
-        if not packer.keys:
+            columns = packer.close()
+        if not packer.samples:
             path.unlink()
             return WrittenShard(name=task.name, samples=0, size_bytes=0, digest="", index_digest="", bad=bad)
-        digest = packer.digest.hexdigest()
-        index_digest = write_index(path, packer.arrays(), digest)
+        digest = packer.file.hexdigest()
+        index_digest = write_index(path, columns, digest)
     except StorageError:
         raise  # an OSError, too, but of the source
     except OSError as error:
         raise cannot_write(path, error) from error
     return WrittenShard(
         name=task.name,
-        samples=len(packer.keys),
-        size_bytes=packer.offset,
+        samples=packer.samples,
+        size_bytes=packer.file.tell(),
         digest=digest,
         index_digest=index_digest,
         bad=bad,
@@ -139,50 +139,33 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> DestinationErr
 
 
 class _Packer:
-    """Appends samples to a tar archive and gathers the columns of its index."""
+    """Appends samples to a shard and gathers the columns of its index."""
 
-    def __init__(self, file: BinaryIO, *, labelled: bool) -> None:
-        self.digest = xxhash.xxh3_128()
-        self.offset = 0
-        self.keys: list[str] = []
-        self.sources: list[str] = []
-        self.labels: list[int] = []
-        self._labelled = labelled
-        self._file = file
-        self._types = image_columns("image") | (bytes_columns("label") if labelled else {})
-        self._columns: dict[str, list[int]] = {name: [] for name in self._types}
-
-    def write(self, data: bytes) -> None:
-        """Append bytes."""
-        self._file.write(data)
-        self.digest.update(data)
-        self.offset += len(data)
+    def __init__(self, file: DigestedFile, shard_format: ShardFormat, *, labelled: bool) -> None:
+        self.file = file
+        self.samples = 0
+        self._writer = shard_format.writer(file, labelled)
+        names = ("key", "source", "image.width", "image.height", "image.format", *(("label",) if labelled else ()))
+        self._columns: dict[str, list[Any]] = {name: [] for name in names}
 
     def add(self, source: str, image: bytes, header: ImageHeader, label: int) -> None:
-        """Append a sample: its members sorted by extension."""
-        key = key_of(source)
-        members = [(EXTENSIONS[header.format], "image", image)]
-        if self._labelled:
-            members.append((LABEL_EXTENSION, "label", b"%d" % label))
-            self.labels.append(label)
-        for extension, field, data in sorted(members):
-            self.write(member_header(f"{key}.{extension}", len(data)))
-            self._append(field, offset=self.offset, size=len(data), crc32c=google_crc32c.value(data))
-            self.write(data)
-            self.write(padding(len(data)))
-        self._append("image", width=header.width, height=header.height, format=FORMATS.index(header.format))
-        self.keys.append(key)
-        self.sources.append(readable(source))
+        """Append a sample."""
+        sample = Sample(key=key_of(source), source=readable(source), image=image, header=header, label=label)
+        self._writer.add(sample)
+        self.samples += 1
+        row = (sample.key, sample.source, header.width, header.height, FORMATS.index(header.format), label)
+        for column, value in zip(self._columns.values(), row, strict=False):
+            column.append(value)
 
-    def _append(self, field: str, **values: int) -> None:
-        for name, value in values.items():
-            self._columns[f"{field}.{name}"].append(value)
-
-    def arrays(self) -> dict[str, pa.Array]:
-        """Return the columns of the index, in its order."""
-        columns = {"key": pa.array(self.keys, pa.string()), "source": pa.array(self.sources, pa.string())}
-        columns |= number_arrays(self._columns, self._types)
-        return columns | ({"label": pa.array(self.labels, pa.int64())} if self._labelled else {})
+    def close(self) -> dict[str, pa.Array]:
+        """Write what is left of the shard; return the columns of its index, in their order."""
+        columns = self._columns | dict(self._writer.close())
+        types = {"key": pa.string(), "source": pa.string()} | image_columns("image")
+        if "label.offset" in columns:
+            types |= bytes_columns("label")
+        if "label" in columns:
+            types["label"] = pa.int64()
+        return {name: pa.array(columns[name], kind) for name, kind in types.items()}
 
 
 def _checked_read(task: ShardTask, source: str, size: int) -> tuple[bytes, ImageHeader]:

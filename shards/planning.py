@@ -1,6 +1,8 @@
 """The plan of a build: which files go into which shard, in which order.
 
-It is a pure function of paths, sizes, labels and the seed.
+It is a pure function of paths, sizes, labels and the seed, and the same for every format: shards are cut by the bytes
+that their samples would take in a tar shard. So one source gives the same samples in the same shards, and with them the
+same batches, whatever the format.
 """
 
 import dataclasses
@@ -50,7 +52,7 @@ def plan_shards(files: ImageFiles, *, seed: int | None, shard_bytes: int, shard_
     Args:
         files: the files of the split.
         seed: of the shuffle; None keeps the order of the source.
-        shard_bytes: the size of a tar shard that is not passed, unless a single sample does.
+        shard_bytes: the size that a tar shard of these samples does not pass, unless a single one does.
         shard_samples: at most this many samples in a shard, if given.
 
     Raises:

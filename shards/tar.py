@@ -2,19 +2,26 @@
 
 USTAR headers (POSIX.1-1988), regular files only, mode 0444, mtime, uid and gid 0, no names of users; the members of a
 sample stand side by side, sorted, named ``key.extension``; nothing else is in the archive. The same members give the
-same bytes. The archive ends with two zero blocks and is not padded to 10,240 bytes.
+same bytes. The archive ends with two zero blocks and is not padded to 10,240 bytes. A sample's label is a member of its
+own, the class number as text, as webdataset's users expect it.
 """
 
+import io
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from feeder.shards.errors import ShardError
+from feeder.shards.images import EXTENSIONS, FORMATS
+from feeder.shards.index import ShardIndex
+from feeder.shards.samples import DigestedFile, Sample
 
 BLOCK = 512
+LABEL_EXTENSION = "cls"
 _MAX_SIZE = 1 << 33  # eleven octal digits
 
 # The parts of a header that never change. `tarfile.TarInfo.tobuf` makes the same bytes in ten times the time (22 µs,
@@ -26,6 +33,36 @@ _REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum is taken with spaces in it
 
 END = bytes(2 * BLOCK)  # two zero blocks end an archive
 MAX_NAME_BYTES = 100  # of the name field of a USTAR header; longer ones need its prefix, which not every reader joins
+
+
+class TarWriter:
+    """Writes a tar shard; see `feeder.shards.formats.ShardWriter`."""
+
+    def __init__(self, file: DigestedFile, labelled: bool) -> None:
+        self._file = file
+        self._labelled = labelled
+        fields = ("image", "label") if labelled else ("image",)
+        self._places: dict[str, list[int]] = {
+            f"{field}.{column}": [] for field in fields for column in ("offset", "size", "crc32c")
+        }
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample: its members sorted by extension."""
+        members = [(EXTENSIONS[sample.header.format], "image", sample.image)]
+        if self._labelled:
+            members.append((LABEL_EXTENSION, "label", b"%d" % sample.label))
+        for extension, field, data in sorted(members):
+            self._file.write(member_header(f"{sample.key}.{extension}", len(data)))
+            self._places[f"{field}.offset"].append(self._file.tell())
+            self._places[f"{field}.size"].append(len(data))
+            self._places[f"{field}.crc32c"].append(google_crc32c.value(data))
+            self._file.write(data)
+            self._file.write(padding(len(data)))
+
+    def close(self) -> dict[str, list[int]]:
+        """End the archive; return where the content of each member lies."""
+        self._file.write(END)
+        return self._places
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -67,3 +104,29 @@ def walk_members(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
                 yield member.name, member.offset_data, member.size
     except tarfile.TarError as error:
         raise ShardError(f"{where} is not a whole tar archive ({error}); copy it again from its origin") from error
+
+
+def check_members(data: bytes, index: ShardIndex, where: str) -> Iterator[str]:
+    """Yield a problem if the members of a tar shard are not those of its index."""
+    expected = []
+    for field in index.stored_fields:
+        offsets, sizes = index.numbers(f"{field}.offset"), index.numbers(f"{field}.size")
+        formats = index.numbers(f"{field}.format") if f"{field}.format" in index else None
+        for row in range(index.num_samples):
+            extension = EXTENSIONS[FORMATS[formats[row]]] if formats is not None else LABEL_EXTENSION
+            expected.append((f"{index.keys[row]}.{extension}", offsets[row], sizes[row]))
+    expected.sort(key=lambda member: member[1])
+    try:
+        got = list(walk_members(io.BytesIO(data), where))
+    except ShardError as error:
+        yield str(error)
+        return
+    for one, other in zip(got, expected, strict=False):
+        if one != other:
+            yield (
+                f"{where} holds {one[0]!r} at offset {one[1]} with {one[2]} bytes where its index has {other[0]!r} at "
+                f"offset {other[1]} with {other[2]} bytes"
+            )
+            return
+    if len(got) != len(expected):
+        yield f"{where} holds {len(got)} readable members, but its index has {len(expected)}"

@@ -1,7 +1,7 @@
 """Checking a dataset for damage. Three levels, each with all that the lower ones do:
 
 - *quick*: the manifest, and of each shard its presence, its size and its whole index. Reads no image.
-- *full*: the digest of each shard, its tar headers against its index, and the CRC-32C of every field.
+- *full*: the digest of each shard, its own headers or columns against its index, and the CRC-32C of every field.
 - *deep*: every image is decoded.
 
 All problems are collected, not the first alone. A manifest that cannot be read ends the check at once: nothing else
@@ -9,7 +9,6 @@ means anything without it.
 """
 
 import dataclasses
-import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import xxhash
 
 from feeder.errors import ConfigError
 from feeder.shards.errors import ShardError, StorageError
-from feeder.shards.images import EXTENSIONS, FORMATS
+from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.index import ShardIndex, index_name
 from feeder.shards.manifest import (
     MANIFEST_NAME,
@@ -29,10 +28,8 @@ from feeder.shards.manifest import (
     parse_manifest,
     read_manifest_bytes,
 )
-from feeder.shards.packing import LABEL_EXTENSION
 from feeder.shards.reading import check_size, load_index
 from feeder.shards.storage import Folder
-from feeder.shards.tar import walk_members
 
 LEVELS = ("quick", "full", "deep")
 
@@ -158,20 +155,15 @@ class _ShardCheck:
         if index is None:
             return
         yield from _check_fields(data, index, where)
-        yield from _check_members(data, index, where)
+        yield from SHARD_FORMATS[self._manifest.format].check(data, index, where)
         if self._level == "deep" and self._decode is not None:
             yield from _check_images(data, index, where, self._decode)
-
-
-def _fields(index: ShardIndex) -> list[str]:
-    """Return the names of the fields that are stored as bytes."""
-    return [name.removesuffix(".crc32c") for name in index.names if name.endswith(".crc32c")]
 
 
 def _check_fields(data: bytes, index: ShardIndex, where: str) -> Iterator[str]:
     """Yield a problem if fields of samples do not have their CRC-32C."""
     damaged: dict[int, None] = {}
-    for field in _fields(index):
+    for field in index.stored_fields:
         columns = (index.numbers(f"{field}.{column}") for column in ("offset", "size", "crc32c"))
         for row, (offset, size, crc) in enumerate(zip(*columns, strict=True)):
             if google_crc32c.value(data[offset : offset + size]) != crc:
@@ -182,32 +174,6 @@ def _check_fields(data: bytes, index: ShardIndex, where: str) -> Iterator[str]:
             f"{len(damaged)} of {index.num_samples} samples of {where} are damaged "
             f"({keys}{', …' if len(damaged) > 3 else ''})"
         )
-
-
-def _check_members(data: bytes, index: ShardIndex, where: str) -> Iterator[str]:
-    """Yield a problem if the members of a tar shard are not those of its index."""
-    expected = []
-    for field in _fields(index):
-        offsets, sizes = index.numbers(f"{field}.offset"), index.numbers(f"{field}.size")
-        formats = index.numbers(f"{field}.format") if f"{field}.format" in index else None
-        for row in range(index.num_samples):
-            extension = EXTENSIONS[FORMATS[formats[row]]] if formats is not None else LABEL_EXTENSION
-            expected.append((f"{index.keys[row]}.{extension}", offsets[row], sizes[row]))
-    expected.sort(key=lambda member: member[1])
-    try:
-        got = list(walk_members(io.BytesIO(data), where))
-    except ShardError as error:
-        yield str(error)
-        return
-    for one, other in zip(got, expected, strict=False):
-        if one != other:
-            yield (
-                f"{where} holds {one[0]!r} at offset {one[1]} with {one[2]} bytes where its index has {other[0]!r} at "
-                f"offset {other[1]} with {other[2]} bytes"
-            )
-            return
-    if len(got) != len(expected):
-        yield f"{where} holds {len(got)} readable members, but its index has {len(expected)}"
 
 
 def _check_images(data: bytes, index: ShardIndex, where: str, decode: Decode) -> Iterator[str]:

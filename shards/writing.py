@@ -27,10 +27,10 @@ import numpy as np
 from feeder.errors import ConfigError
 from feeder.shards.destination import BAD_IMAGES_NAME, Destination, claim_destination
 from feeder.shards.errors import ShardsError, SourceError
+from feeder.shards.formats import SHARD_FORMATS, shard_name
 from feeder.shards.images import MAX_PIXELS
 from feeder.shards.manifest import Field, Manifest, ShardTable, new_manifest, save_manifest
 from feeder.shards.packing import (
-    LABEL_EXTENSION,
     BadImage,
     ShardTask,
     WrittenShard,
@@ -51,9 +51,10 @@ class BuildOptions:
     """What decides the bytes of a dataset, and what happens to bad images.
 
     Attributes:
+        format: of the shards, a name in `feeder.shards.formats.SHARD_FORMATS`.
         seed: of the shuffle.
         shuffle: lay the samples in random order over all shards; else in the order of the source.
-        shard_bytes: the size that shards do not pass (bytes).
+        shard_bytes: the size that tar shards do not pass (bytes); other formats put the same samples into a shard.
         shard_samples: at most this many samples in a shard, if given.
         max_pixels: images whose header names more are bad.
         on_error: ``"skip"`` sets bad images aside, ``"fail"`` stops at the first.
@@ -61,6 +62,7 @@ class BuildOptions:
             (`ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0.
     """
 
+    format: str = "tar"
     seed: int = 0
     shuffle: bool = True
     shard_bytes: int = DEFAULT_SHARD_BYTES
@@ -70,6 +72,8 @@ class BuildOptions:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
+        if self.format not in SHARD_FORMATS:
+            raise ConfigError(f"format is {self.format!r}, expected {' or '.join(map(repr, SHARD_FORMATS))}")
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}, expected an integer of 64 bits")
         if self.shard_bytes < 1 or self.max_pixels < 1 or (self.shard_samples is not None and self.shard_samples < 1):
@@ -191,7 +195,7 @@ def _write_split(
         for shard in shards:
             limit.count(files, shard.bad)
             written.append(shard)
-    good = _numbered(folder, sorted(written, key=lambda shard: (len(shard.name), shard.name)))
+    good = _numbered(folder, sorted(written, key=lambda shard: (len(shard.name), shard.name)), options.format)
     if not good:
         raise SourceError(f"no good image in {files.root}: all {len(files)} are bad, {limit.described()}")
     return BuiltDataset(path=folder, manifest=_manifest(files, good, options)), _in_source_order(files, written)
@@ -235,7 +239,8 @@ def _tasks(folder: Path, files: ImageFiles, plan: Plan, options: BuildOptions) -
     for number, chosen in enumerate(plan):
         yield ShardTask(
             folder=str(folder),
-            name=_shard_name(number),
+            name=shard_name(number, options.format),
+            format=options.format,
             root=files.root,
             paths=[files.paths[i] for i in chosen.tolist()],
             sizes=files.sizes[chosen].tolist(),
@@ -245,16 +250,12 @@ def _tasks(folder: Path, files: ImageFiles, plan: Plan, options: BuildOptions) -
         )
 
 
-def _shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
-def _numbered(folder: Path, written: list[WrittenShard]) -> list[WrittenShard]:
+def _numbered(folder: Path, written: list[WrittenShard], shard_format: str) -> list[WrittenShard]:
     """Return the shards that hold samples, renamed where an empty one before them left a gap."""
     shards: list[WrittenShard] = []
     for shard in written:
         if shard.samples:
-            name = _shard_name(len(shards))
+            name = shard_name(len(shards), shard_format)
             shards.append(shard if shard.name == name else rename_shard(folder, shard, name))
     return shards
 
@@ -262,7 +263,7 @@ def _numbered(folder: Path, written: list[WrittenShard]) -> list[WrittenShard]:
 def _manifest(files: ImageFiles, shards: list[WrittenShard], options: BuildOptions) -> Manifest:
     fields = {"image": Field(type="image")}
     if files.labelled:
-        fields["label"] = Field(type="int64", extension=LABEL_EXTENSION)
+        fields["label"] = Field(type="int64", extension=SHARD_FORMATS[options.format].label_extension)
     return new_manifest(
         shards=ShardTable(
             names=[shard.name for shard in shards],
@@ -274,6 +275,7 @@ def _manifest(files: ImageFiles, shards: list[WrittenShard], options: BuildOptio
         classes=files.classes,
         split=files.split,
         fields=fields,
+        shard_format=options.format,
         shuffled=options.shuffle,
         shuffle_seed=options.seed if options.shuffle else None,
         build={

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from feeder.resources import usable_cores
+from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
 from feeder.shards.writing import ALWAYS_ALLOWED_BAD, BuildOptions, BuildReport, build
@@ -24,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = BuildOptions()
     parser.add_argument("source", metavar="SOURCE", help="class folders, images alone, or train/ val/ test/ of these")
     parser.add_argument("dest", metavar="DEST", help="a new or empty folder; splits go to DEST/train and so on")
+    parser.add_argument(
+        "--format",
+        choices=tuple(SHARD_FORMATS),
+        default=defaults.format,
+        help="of the shards: tar for webdataset and DALI, arrow for pyarrow, polars and datasets (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help="of the shuffle (%(default)s)")
     parser.add_argument(
         "--shuffle",
@@ -36,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=size_bytes,
         default=DEFAULT_SHARD_BYTES,
         metavar="SIZE",
-        help="the most bytes of a shard, such as 64MiB (64MiB)",
+        help="the most bytes of a tar shard, such as 64MiB (64MiB); arrow shards hold the same samples",
     )
     parser.add_argument("--shard-samples", type=int, metavar="N", help="the most samples of a shard (no limit)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that write shards (cores it may use)")
@@ -66,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, then say what was made."""
     options = BuildOptions(
+        format=args.format,
         seed=args.seed,
         shuffle=args.shuffle,
         shard_bytes=args.shard_size,

@@ -68,7 +68,7 @@ FAULTS: list[tuple[Edit, str]] = [
     (lambda d: d.update(version="1"), "version is str, expected int, in"),
     (lambda d: d.update(version=0), "version is 0, expected 1, in"),
     (lambda d: d.pop("digest"), "missing value at digest in"),
-    (lambda d: d.update(format="zip"), "format is 'zip', expected one of 'tar', in"),
+    (lambda d: d.update(format="zip"), "format is 'zip', expected one of 'tar', 'arrow', in"),
     (lambda d: d.update(digest_algorithm="md5"), "digest_algorithm is 'md5', expected one of 'xxh3-128', in"),
     (lambda d: d.update(classes=None), "classes is null, expected list, in"),
     (lambda d: d.update(classes=["a", 3]), "classes[1] is int, expected str, in"),

@@ -4,16 +4,12 @@ import multiprocessing
 import os
 import pickle
 import resource
-import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from feeder.shards.errors import ManifestError, ShardError, ShardsError, StorageError
-from feeder.shards.manifest import load_manifest
+from feeder.shards.errors import ManifestError, ShardsError, StorageError
 from feeder.shards.reading import Reader, ShardReader, open_dataset
 from feeder.shards.writing import BuildOptions, build
 
@@ -75,23 +71,6 @@ def test_a_reader_works_in_a_child_forked_while_its_lock_is_held(dataset: Path) 
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_many_threads_with_few_descriptors(dataset: Path) -> None:
-    reader = open_dataset(dataset)
-    assert isinstance(reader, ShardReader)
-    expected = dict(zip(range(36), zip(*keys_and_bytes(reader, list(range(36))), strict=True), strict=True))
-    reader.close()
-    reader._open._capacity = 2
-
-    def read(seed: int) -> bool:
-        ids = np.random.default_rng(seed).integers(0, 36, 40)
-        rows, images = reader.read(ids)
-        return all(expected[i] == (k, b) for i, k, b in zip(ids.tolist(), rows.keys, images, strict=True))
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(read, range(50)))
-    assert len(reader._open._of_process[2]) <= 2
-
-
 def test_descriptors_are_bounded_and_given_back(dataset: Path) -> None:
     reader = open_dataset(dataset)
     assert isinstance(reader, ShardReader)
@@ -104,107 +83,6 @@ def test_descriptors_are_bounded_and_given_back(dataset: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert reader._open._capacity == max(2, min(512, limit // 8))
-
-
-def alter(path: Path, change: Callable[[bytearray], None]) -> None:
-    data = bytearray(path.read_bytes())
-    change(data)
-    path.write_bytes(bytes(data))
-
-
-def flip(position: int) -> Callable[[bytearray], None]:
-    def change(data: bytearray) -> None:
-        data[position] ^= 1
-
-    return change
-
-
-def remove_shard(dataset: Path) -> str:
-    (dataset / "shard-000001.tar").unlink()
-    path = dataset / "shard-000001.tar"
-    return f"shard {path} is missing, but the manifest lists it; copy it again from the dataset's origin"
-
-
-def remove_index(dataset: Path) -> str:
-    (dataset / "shard-000001.idx.arrow").unlink()
-    return (
-        f"index {dataset}/shard-000001.idx.arrow is missing, but the manifest lists it; copy it again from the "
-        "dataset's origin"
-    )
-
-
-def cut_shard(dataset: Path) -> str:
-    path = dataset / "shard-000001.tar"
-    size = path.stat().st_size
-    os.truncate(path, size - 512)
-    return f"shard {path} has {size - 512} bytes, but the manifest says {size}; copy it again from the dataset's origin"
-
-
-def alter_shard(dataset: Path) -> str:
-    path = dataset / "shard-000001.tar"
-    start = path.read_bytes().index(b"\xff\xd8\xff")
-    alter(path, flip(start + 50))
-    return (
-        rf"sample 'ant/ant-05' at offset {start} of {path} was altered: CRC-32C ........, expected ........; run "
-        "'feeder verify --level full' on the dataset, and copy the shard again from its origin"
-    )
-
-
-def cut_index(dataset: Path) -> str:
-    path = dataset / "shard-000001.idx.arrow"
-    size = path.stat().st_size - 20
-    os.truncate(path, size)
-    return (
-        f"index {path} was cut or altered after the build: its {size} bytes do not have the manifest's digest; copy it "
-        "again from the dataset's origin"
-    )
-
-
-def empty_index(dataset: Path) -> str:
-    path = dataset / "shard-000001.idx.arrow"
-    os.truncate(path, 0)
-    return (
-        f"index {path} was cut or altered after the build: its 0 bytes do not have the manifest's digest; copy it "
-        "again from the dataset's origin"
-    )
-
-
-def swap_index(dataset: Path) -> str:
-    shutil.copy(dataset / "shard-000002.idx.arrow", dataset / "shard-000001.idx.arrow")
-    digests = load_manifest(dataset).shards.digests
-    return (
-        f"index {dataset}/shard-000001.idx.arrow is of another shard: of one with digest {digests[2]}, expected "
-        f"{digests[1]}; copy it again from the dataset's origin"
-    )
-
-
-DAMAGES = [remove_shard, remove_index, cut_shard, alter_shard, cut_index, empty_index, swap_index]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_found_when_it_is_read(dataset: Path, damage: Callable[[Path], str]) -> None:
-    sentence = damage(dataset)
-    reader = open_dataset(dataset)
-    reader.read(np.array([0, 4, 10, 35]))  # other shards serve on
-    with pytest.raises(ShardError) as caught:
-        reader.read(np.array([0, 5]))
-    got = str(caught.value)
-    if "........" in sentence:
-        at = sentence.index("........")
-        end = sentence.rindex("........") + 8
-        assert got[:at] + got[end:] == sentence[:at] + sentence[end:]
-    else:
-        assert got == sentence
-
-
-def test_a_shard_cut_while_it_is_open_is_found(dataset: Path) -> None:
-    reader = open_dataset(dataset)
-    reader.read(np.array([0]))
-    os.truncate(dataset / "shard-000000.tar", 2000)
-    with pytest.raises(
-        ShardError, match=r"sample 'ant/ant-00' at offset 1536 of .* is cut: got 464 bytes, expected \d+"
-    ):
-        reader.read(np.array([0]))
 
 
 def test_a_storage_error_is_named(dataset: Path) -> None:
@@ -249,45 +127,3 @@ def test_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:
 
 def test_the_manifest_may_be_named_itself(dataset: Path) -> None:
     assert open_dataset(dataset / "manifest.json").manifest == open_dataset(f"file://{dataset}").manifest
-
-
-@pytest.fixture
-def in_memory(dataset: Path) -> Iterator[str]:
-    """The dataset in fsspec's file system in memory."""
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory")
-    memory.put(str(dataset), "/bucket/train", recursive=True)
-    yield "memory://bucket/train"
-    memory.rm("/bucket", recursive=True)
-
-
-def test_a_dataset_behind_a_url_reads_the_same(dataset: Path, in_memory: str) -> None:
-    local, remote = open_dataset(dataset), open_dataset(in_memory)
-    remote = pickle.loads(pickle.dumps(remote))
-    assert remote.manifest == local.manifest
-    ids = [35, 2, 2, 11]
-    assert keys_and_bytes(remote, ids) == keys_and_bytes(local, ids)
-    assert remote.read(np.zeros(0, np.int64))[1] == []
-
-
-def test_damage_behind_a_url_is_found(dataset: Path, in_memory: str) -> None:
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    data = bytearray((dataset / "shard-000001.tar").read_bytes())
-    start = data.index(b"\xff\xd8\xff")
-    data[start + 50] ^= 1
-    memory.pipe("/bucket/train/shard-000001.tar", bytes(data))
-    memory.rm("/bucket/train/shard-000002.tar")
-    with pytest.raises(ShardError, match=r"sample 'ant/ant-05' at offset \d+ of memory://bucket/train/shard-0"):
-        open_dataset(in_memory).read(np.array([5]))
-    with pytest.raises(ShardError, match="^shard memory://bucket/train/shard-000002.tar is missing"):
-        open_dataset(in_memory).read(np.array([11]))
-    with pytest.raises(
-        ManifestError, match="^memory://bucket holds several datasets, expected one; open memory://bucket"
-    ):
-        open_dataset("memory://bucket")
-    with pytest.raises(ManifestError, match="^no manifest at memory://bucket/none/manifest.json"):
-        open_dataset("memory://bucket/none")
-    with pytest.raises(StorageError, match=r"^cannot read none://x/manifest.json: .*none"):
-        open_dataset("none://x")

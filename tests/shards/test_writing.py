@@ -12,35 +12,16 @@ import numpy as np
 import pytest
 
 from feeder.errors import ConfigError
-from feeder.shards.errors import DestinationError, ShardsError, SourceError
+from feeder.shards.errors import DestinationError, SourceError
 from feeder.shards.reading import open_dataset
 from feeder.shards.writing import BuildOptions, build
-from tests.images import encoded, write_image_folder
+from tests.images import encoded
 
 SMALL = BuildOptions(shard_samples=5)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def test_every_image_comes_out_with_its_bytes_and_its_label(image_folder: Path, tmp_path: Path) -> None:
-    report = build(image_folder, tmp_path / "out", SMALL)
-    (built,) = report.datasets
-    assert built.manifest.classes == ("ant", "bee", "cat")
-    assert built.manifest.shards.samples.tolist() == [5] * 7 + [1]
-    assert (report.num_samples, report.bad, report.bad_path) == (36, [], None)
-    reader = open_dataset(tmp_path / "out")
-    assert reader.manifest == built.manifest
-    rows, images = reader.read(np.arange(36))
-    for key, label, image in zip(rows.keys, rows.labels.tolist(), images, strict=True):
-        assert image == (image_folder / f"{key}.jpg").read_bytes()
-        assert built.manifest.classes[label] == key.split("/")[0]
-    assert len(set(rows.keys)) == 36
-    assert rows.keys != sorted(rows.keys)
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(
-        ["manifest.json", *(f"shard-{i:06d}{end}" for i in range(8) for end in (".tar", ".idx.arrow"))]
-    )
 
 
 def test_without_shuffling_the_order_is_that_of_the_names(image_folder: Path, tmp_path: Path) -> None:
@@ -68,39 +49,6 @@ def test_the_bytes_are_pinned(tmp_path: Path) -> None:
         (source / name).write_bytes(b"P6 2 1 255\n" + bytes(range(number, number + 6)))
     shards = build(source, tmp_path / "out").datasets[0].manifest.shards
     assert shards.digests == ["59bec84ad4e797bff85f0b718083c37f"]
-
-
-def test_one_and_two_workers_write_the_same_bytes(image_folder: Path, tmp_path: Path) -> None:
-    (image_folder / "bee" / "broken.jpg").write_bytes(b"broken")
-    done: list[int] = []
-    build(image_folder, tmp_path / "one", SMALL)
-    build(image_folder, tmp_path / "two", SMALL, workers=2, start=lambda total: done.append)
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert sum(done) == 37
-
-
-def test_splits_become_datasets_with_one_mapping(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    write_image_folder(source / "train", classes=("ant", "bee"), per_class=4)
-    write_image_folder(source / "val", classes=("bee",), per_class=2)
-    write_image_folder(source / "test", classes=(".",), per_class=3)
-    for path in (source / "test").iterdir():
-        path.rename(path.with_name(path.name.lstrip(".-")))
-    report = build(source, tmp_path / "out")
-    assert [dataset.path.name for dataset in report.datasets] == ["train", "val", "test"]
-    assert sorted(os.listdir(tmp_path / "out")) == ["test", "train", "val"]
-    val = open_dataset(tmp_path / "out" / "val")
-    assert (val.manifest.classes, val.manifest.split) == (("ant", "bee"), "val")
-    assert val.describe(np.arange(2)).labels.tolist() == [1, 1]
-    test = open_dataset(tmp_path / "out" / "test")
-    assert "label" not in test.manifest.fields
-    assert test.describe(np.arange(3)).labels.tolist() == [-1, -1, -1]
-    with pytest.raises(ShardsError) as caught:
-        open_dataset(tmp_path / "out")
-    out = tmp_path / "out"
-    assert (
-        str(caught.value) == f"{out} holds several datasets, expected one; open {out}/train or {out}/val or {out}/test"
-    )
 
 
 def test_shards_keep_to_their_size(image_folder: Path, tmp_path: Path) -> None:
@@ -157,21 +105,6 @@ def test_bad_images_are_set_aside_and_listed(image_folder: Path, tmp_path: Path)
     assert report.num_samples == 36
     assert report.datasets[0].manifest.classes == ("ant", "bad", "bee", "cat")
     assert good.num_samples == 36
-
-
-def test_shards_of_bad_images_alone_leave_no_gap(image_folder: Path, tmp_path: Path) -> None:
-    folder = image_folder / "badly"
-    folder.mkdir()
-    for number in range(10):
-        (folder / f"{number}.jpg").write_bytes(b"broken")
-    options = BuildOptions(shuffle=False, shard_samples=4)
-    manifest = build(image_folder, tmp_path / "out", options).datasets[0].manifest
-    # ant: 3 shards; badly: 2 empty ones, then 2 bad images before 2 bees
-    assert manifest.shards.samples.tolist() == [4, 4, 4, 2, 4, 4, 4, 4, 4, 2]
-    assert manifest.shards.names == [f"shard-{i:06d}.tar" for i in range(10)]
-    assert len(list((tmp_path / "out").iterdir())) == 22
-    rows, _ = open_dataset(tmp_path / "out").read(np.arange(36))
-    assert rows.keys == sorted(rows.keys)
 
 
 def test_a_build_with_too_many_bad_images_stops(image_folder: Path, tmp_path: Path) -> None:

@@ -50,6 +50,19 @@ def test_options_reach_the_build(image_folder: Path, tmp_path: Path, capsys: pyt
     assert not load_manifest(tmp_path / "plain").shuffled
 
 
+def test_shards_of_another_format(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["build", str(image_folder), out, "--format", "arrow", "-q"]) == 0
+    assert load_manifest(out).shards.names == ["shard-000000.arrow"]
+    assert main(["verify", out, "--level", "deep", "-q"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", out]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"format   arrow", "fields   image (image), label (int64)", "formats  36 jpeg"} <= set(lines)
+    assert main(["build", str(image_folder), str(tmp_path / "zip"), "--format", "zip"]) == 2
+    assert "argument --format: invalid choice: 'zip'" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_sentence_and_exit_code_2(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
