@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     try:
         from torch.utils.data import IterableDataset
-    except ImportError:
+    except (ImportError, OSError):  # OSError: one of its libraries is missing
         AVAILABLE = False
 
         class IterableDataset:

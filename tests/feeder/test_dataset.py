@@ -613,6 +613,30 @@ def test_without_torch_batches_are_arrays(folder, reference):
     assert "needs a package that is not installed; run: pip install 'shardfeed[torch]'" in output[1]
 
 
+def test_a_torch_that_cannot_be_imported_is_no_traceback(folder, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    script = """
+        import sys
+        sys.path.insert(0, sys.argv[2])
+        import feeder
+        given = {"batch_size": 4, "transform": [feeder.RandomResizedCrop(32)]}
+        print(type(next(iter(feeder.ImageDataset(sys.argv[1], **given)))["image"]).__name__)
+        try:
+            feeder.ImageDataset(sys.argv[1], arrays="torch", **given)
+        except feeder.FeederError as error:
+            print(error)
+    """
+    output = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(folder), str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert output[0] == "ndarray"
+    assert "libcudart.so.12: cannot open shared object file" in output[1]
+
+
 def test_real_photographs_stream_alike_in_one_thread_and_four(photos):
     def epoch(threads):
         return digests(
