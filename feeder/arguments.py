@@ -1,7 +1,9 @@
-"""Arguments that are integers, of whatever library."""
+"""Arguments that must be integers, of whatever library, or one of a few words."""
 
 import operator
 from typing import Any
+
+from feeder.errors import ConfigError
 
 
 def as_integer(value: Any) -> int | None:
@@ -13,3 +15,19 @@ def as_integer(value: Any) -> int | None:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
+
+
+def checked_integer(name: str, value: Any, *, least: int | None = None) -> int:
+    """Return an argument that must be an integer as Python's own; ConfigError names it."""
+    number = as_integer(value)
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ConfigError(f"{name} is {value!r}; it must be an integer{bound}")
+    return number
+
+
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
+    """Return an argument that must be one of a few words; ConfigError names it and them."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+    return value

@@ -1,6 +1,5 @@
 """`ImageDataset`: seeded, resumable batches of images, as a PyTorch ``IterableDataset`` or plain NumPy."""
 
-import dataclasses
 import logging
 import multiprocessing.context
 import os
@@ -10,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from feeder import tensors
-from feeder.arguments import as_integer
+from feeder.arguments import as_integer, checked_integer, one_of
 from feeder.augment import Geometry, Transform, compile_transforms
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
-from feeder.order import COUNT_LIMIT, Order, OrderSettings, RankBatch, Shuffle, resolve_settings
+from feeder.order import COUNT_LIMIT, Order, OrderSettings, RankBatch, Shuffle, resolve_settings, unset_settings
 from feeder.pipeline import OnError, Pipeline, Step
 from feeder.placement import Placement, local_world_size, resolve_placement
 from feeder.resources import usable_cores
@@ -95,8 +94,8 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         self._seed = _checked_seed(seed)
         self._shuffle = shuffle
         self._rank, self._world_size = rank, world_size
-        self._threads = None if threads is None else _checked_integer("threads", threads, least=1)
-        self._on_error: OnError = _one_of("on_error", on_error, ("replace", "mask", "raise"))
+        self._threads = None if threads is None else checked_integer("threads", threads, least=1)
+        self._on_error: OnError = one_of("on_error", on_error, ("replace", "mask", "raise"))
         self._max_bad_fraction = max_bad_fraction
         if not isinstance(max_bad_fraction, float | int | np.floating) or not 0 <= max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction is {max_bad_fraction!r}; it must be a number from 0 to 1")
@@ -106,7 +105,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             resolve_placement(rank, world_size)
         if arrays == "torch":
             tensors.require()
-        self._as_tensors = _one_of("arrays", arrays, ("auto", "torch", "numpy")) != "numpy" and tensors.AVAILABLE
+        self._as_tensors = one_of("arrays", arrays, ("auto", "torch", "numpy")) != "numpy" and tensors.AVAILABLE
         self._geometry: Geometry = compile_transforms(transform, views=views)
         self._engine: Engine = open_engine(engine)
         self._reader = open_dataset(source)
@@ -230,7 +229,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         placement = self._placement() if rank is None and world_size is None else resolve_placement(rank, world_size)
         global_batch = self.global_batch(placement.world_size)
         steps = self._steps_per_epoch(global_batch)
-        epoch, step = _checked_count("epoch", epoch), _checked_integer("step", step)
+        epoch, step = _checked_count("epoch", epoch), checked_integer("step", step)
         if not 0 <= step < steps:
             raise ConfigError(
                 f"there is no step {step} of epoch {epoch}; steps count from 0 to {steps - 1} at global batch"
@@ -293,7 +292,9 @@ class ImageDataset(tensors.IterableDataset[Batch]):
                 f"the state belongs to the dataset with digest {loaded.dataset}, but {self._reader.url} has digest"
                 f" {digest}; open the dataset that the state was made with"
             )
-        settings = self._settings_of(loaded)
+        asked = self._requested_settings(loaded.order.seed if self._seed is None else self._seed, self.global_batch())
+        unset = unset_settings(self._shuffle) | ({"seed"} if self._seed is None else set())
+        settings = loaded.order_for(asked, unset)
         if self._epochs.had_workers and settings != self.order_settings:
             raise StateError(
                 "the state has another order than the one that DataLoader workers were started with; load it before the"
@@ -358,29 +359,6 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             order = self._order = Order(self.manifest.shards.samples, settings)
         return order
 
-    def _settings_of(self, state: State) -> OrderSettings:
-        """Return the order of a state, which must not contradict what the arguments ask for."""
-        unset = {"seed"} if self._seed is None else set()
-        if self._shuffle is True:
-            unset |= {"lanes", "window", "sticky"}
-        elif isinstance(self._shuffle, Shuffle):
-            unset |= {"lanes"} if self._shuffle.lanes == "auto" else set()
-            unset |= {"window"} if self._shuffle.window_shards == "auto" else set()
-        theirs = state.order
-        ours = self._requested_settings(theirs.seed if self._seed is None else self._seed, self.global_batch())
-        ours = dataclasses.replace(ours, **{name: getattr(theirs, name) for name in unset})
-        if ours != theirs:
-            differing = [
-                f"{field.name} {getattr(theirs, field.name)} in the state and {getattr(ours, field.name)} here"
-                for field in dataclasses.fields(theirs)
-                if getattr(theirs, field.name) != getattr(ours, field.name)
-            ]
-            raise StateError(
-                f"the state belongs to another order than the arguments ask for: {'; '.join(differing)}; leave them"
-                " unset to take them from the state"
-            )
-        return theirs
-
     def _resolved_pipeline(self, order: Order, workers: int) -> Pipeline:
         """Return this process's pipeline: threads and descriptors belong to one process.
 
@@ -425,17 +403,8 @@ def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) 
             " is given; give exactly one"
         )
     if batch_size is not None:
-        return _checked_integer("batch_size", batch_size, least=1), None
-    return None, _checked_integer("global_batch_size", global_batch_size, least=1)
-
-
-def _checked_integer(name: str, value: Any, *, least: int | None = None) -> int:
-    """Return a value that must be an integer as Python's own."""
-    number = as_integer(value)
-    if number is None or (least is not None and number < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise ConfigError(f"{name} is {value!r}; it must be an integer{bound}")
-    return number
+        return checked_integer("batch_size", batch_size, least=1), None
+    return None, checked_integer("global_batch_size", global_batch_size, least=1)
 
 
 def _checked_count(name: str, value: Any) -> int:
@@ -452,10 +421,3 @@ def _checked_seed(seed: Any) -> int | None:
     if seed is not None and (number is None or not -SEED_LIMIT <= number < SEED_LIMIT):
         raise ConfigError(f"seed is {seed!r}; it must be None or an integer from -2**127 to 2**127 - 1")
     return number
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
-    """Return a value that must be one of a few words."""
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-    return value

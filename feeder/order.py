@@ -381,6 +381,14 @@ def digest_copies(copies: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
+def unset_settings(shuffle: Shuffle | bool) -> set[str]:
+    """Return the names of the settings that a user's ``shuffle=`` leaves open, so that a state may settle them."""
+    if isinstance(shuffle, bool):
+        return {"lanes", "window", "sticky"} if shuffle else set()
+    open_lanes = {"lanes"} if shuffle.lanes == "auto" else set()
+    return open_lanes | ({"window"} if shuffle.window_shards == "auto" else set())
+
+
 def resolve_settings(
     shuffle: Shuffle | bool,
     *,

@@ -4,8 +4,8 @@ A state is a dictionary of JSON values, so that it goes into any checkpoint and 
 ``torch.load(weights_only=True)``. Global batch and world size are not in it: both may change at a resume.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from feeder.errors import StateError
@@ -14,7 +14,7 @@ from feeder.order import ALGORITHM, COUNT_LIMIT, OrderSettings
 STATE_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """A position in the order of a dataset.
 
@@ -33,6 +33,24 @@ class State:
     position: int
     engine: str
     pixels: int
+
+    def order_for(self, asked: OrderSettings, unset: Collection[str]) -> OrderSettings:
+        """Return the order of the state, for a user who asked for an order and left some of its settings unset.
+
+        Raises:
+            StateError: what was set differs from the state.
+        """
+        differing = [
+            f"{field.name} {getattr(self.order, field.name)} in the state and {getattr(asked, field.name)} here"
+            for field in dataclasses.fields(asked)
+            if field.name not in unset and getattr(self.order, field.name) != getattr(asked, field.name)
+        ]
+        if differing:
+            raise StateError(
+                f"the state belongs to another order than the arguments ask for: {'; '.join(differing)}; leave them"
+                " unset to take them from the state"
+            )
+        return self.order
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as a dictionary of JSON values."""
