@@ -8,22 +8,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.photographs import photographs
 from feeder import presets
 from feeder.augment import compile_transforms
 from feeder.engines import open_engine
 from feeder.engines.formats import load_image
-from feeder.tools.photographs import make_photographs
 from feeder.windows import Windows
 
 TITLE = "CPU-µs an image (median of rounds); engine by preset, 1 and 2 threads, and the steps of Pillow's by themselves"
 
-_PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
+_SUFFIXES = (".jpg", ".jpeg")
 _PRESETS = ("imagenet-train", "imagenet-eval", "imagenet-train:224:bicubic", "imagenet-eval:224:bicubic")
 _PART = 16  # images a call, as a thread of the pipeline gets
 
@@ -31,7 +30,7 @@ _PART = 16  # images a call, as a thread of the pipeline gets
 def run(*, tiny: bool) -> list[dict[str, Any]]:
     """Return a row for each preset and step."""
     rounds = 1 if tiny else 5
-    images = _images(40 if tiny else 600)
+    images = _images(40 if tiny else None)
     rows: list[dict[str, Any]] = [
         {"what": preset, "threads": threads, **_measure_engine(images, preset, threads, rounds)}
         for preset in _PRESETS
@@ -42,13 +41,11 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _images(count: int) -> list[bytes]:
-    """Return photographs where they are at hand, else generated ones, as encoded bytes."""
-    if count >= 600 and _PHOTOS.is_dir():
-        return [path.read_bytes() for path in sorted(_PHOTOS.glob("*/*"))[:count]]
+def _images(made: int | None) -> list[bytes]:
+    """Return photographs as encoded bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        make_photographs(Path(folder, "p"), count, seed=0, processes=2, advance=lambda n=1, *, size_bytes=0: None)
-        return [path.read_bytes() for path in sorted(Path(folder).rglob("*.jpg"))]
+        paths = sorted(path for path in photographs(folder, made=made).rglob("*") if path.suffix.lower() in _SUFFIXES)
+        return [path.read_bytes() for path in paths]
 
 
 def _measure_engine(images: list[bytes], preset: str, threads: int, rounds: int) -> dict[str, float]:

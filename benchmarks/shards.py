@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.photographs import photographs
 from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.reading import open_dataset
 from feeder.shards.writing import BuildOptions, build
-from feeder.tools.photographs import make_photographs
 
 TITLE = "a sample, of 32 random ones a read, checked against its CRC-32C; one thread; page cache warm"
 
-_PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
 _SAMPLES = 32
 
 
@@ -23,10 +22,7 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
     """Return a row for each format: medians of CPU-µs a sample to read and to describe it, and its bytes on disk."""
     rounds, reads = (1, 4) if tiny else (9, 200)
     with tempfile.TemporaryDirectory() as folder:
-        photos = _PHOTOS
-        if tiny or not _PHOTOS.is_dir():
-            photos = Path(folder, "photos")
-            make_photographs(photos, 80 if tiny else 600, seed=0, processes=2, advance=lambda images, size_bytes: None)
+        photos = photographs(folder, made=80 if tiny else None)
         built = {
             name: build(photos, Path(folder, name), BuildOptions(format=name)).datasets[0] for name in SHARD_FORMATS
         }

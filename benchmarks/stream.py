@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.photographs import photographs
 from feeder import ImageDataset, RandomHorizontalFlip, RandomResizedCrop
 from feeder.augment import compile_transforms
 from feeder.engines import open_engine
 from feeder.shards.reading import open_dataset
 from feeder.shards.writing import build
-from feeder.tools.photographs import make_photographs
 
 TITLE = "decode, random resized crop to 224, flip; batches of 64; one process, one thread; page cache warm"
 
-_PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
 _BATCH = 64
 _TRAIN = (RandomResizedCrop(224), RandomHorizontalFlip())
 
@@ -33,10 +32,7 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
     """Return a row for each way: medians of CPU-ms an image and images/s, and the ratio to the engine alone."""
     rounds, epochs = (1, 1) if tiny else (5, 2)
     with tempfile.TemporaryDirectory() as folder:
-        photos = _PHOTOS
-        if tiny or not _PHOTOS.is_dir():
-            photos = Path(folder, "photos")
-            make_photographs(photos, 80 if tiny else 600, seed=0, processes=2, advance=lambda images, size_bytes: None)
+        photos = photographs(folder, made=80 if tiny else None)
         build(photos, Path(folder, "shards"))
         found: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
         for _ in range(rounds):  # in turn, so that a drift of the machine's speed meets all

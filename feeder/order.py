@@ -199,11 +199,8 @@ class Order:
         length = -(-global_batch // world_size)
         taken = max(0, min(global_batch, self.num_positions - position))
         share, longer = divmod(taken, world_size)
-        first = rank * share + min(rank, longer)
-        found = [
-            self._lane_range(epoch, *part) for part in self._lane_parts(position, taken, first, share + (rank < longer))
-        ]
-        count = share + (rank < longer)
+        first, count = rank * share + min(rank, longer), share + (rank < longer)
+        found = [self._lane_range(epoch, *part) for part in self._lane_parts(position, taken, first, count)]
         ids = np.full(length, -1, dtype=np.int64)
         copies = np.zeros(length, dtype=np.int64)
         if found:

@@ -9,7 +9,7 @@ from feeder.optional import load
 
 __all__ = ["AVAILABLE", "IterableDataset", "data_loader", "from_arrays", "process_group", "require", "worker"]
 
-AVAILABLE = True  # whether torch is installed
+AVAILABLE = True  # whether torch can be imported
 
 if TYPE_CHECKING:
     from torch.utils.data import IterableDataset

@@ -7,9 +7,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 START_TIMEOUT_S = 60.0  # a second when idle; a loaded machine with two cores may need many
+ATTEMPTS = 3  # another process may take a free port first
 _POLL_S = 0.01
+
+Server = TypeVar("Server")
 
 
 class ProgramMissingError(Exception):
@@ -50,6 +54,20 @@ def running(
         finally:
             process.kill()  # nothing it keeps is wanted, and an orderly end takes seconds
             process.wait()
+
+
+@contextlib.contextmanager
+def first_that_starts(start: Callable[[], contextlib.AbstractContextManager[Server]]) -> Iterator[Server]:
+    """Enter what ``start`` returns until the block ends; try anew if the server fails, `ATTEMPTS` times in all."""
+    with contextlib.ExitStack() as stack:
+        for attempt in range(ATTEMPTS):
+            try:
+                server = stack.enter_context(start())
+                break
+            except ServerFailedError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        yield server
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers.launching import ServerFailedError, free_port, require_programs, running, wait_until
+from tests.servers.launching import first_that_starts, free_port, require_programs, running, wait_until
 
 PACKAGES = "redis-server"
-ATTEMPTS = 3  # another process may take the free port first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +36,7 @@ def running_redis(*options: str) -> Iterator[RedisServer]:
         options: further words of its command line, such as ``"--maxmemory", "1mb"``.
     """
     require_programs("Redis", ["redis-server"], PACKAGES)
-    with contextlib.ExitStack() as stack:
-        for attempt in range(ATTEMPTS):
-            try:
-                server = stack.enter_context(_one_try(options))
-                break
-            except ServerFailedError:
-                if attempt == ATTEMPTS - 1:
-                    raise
+    with first_that_starts(lambda: _one_try(options)) as server:
         yield server
 
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.servers.launching import ServerFailedError, accepts, free_port, require_programs, run, running, wait_until
+from tests.servers.launching import accepts, first_that_starts, free_port, require_programs, run, running, wait_until
 
 PACKAGES = "--no-install-recommends radosgw ceph-mon ceph-osd ceph-common"
 PROGRAMS = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret123"
-ATTEMPTS = 3  # another process may take a free port first
 
 # Without authentication the monitor's clients must be told `crc`. tcp_nodelay saves 40 ms on many calls, and a relaxed
 # region lets clients sign for any. One copy of everything and no hierarchy to choose from: there is a single daemon.
@@ -106,14 +105,7 @@ class S3Server:
 def running_s3() -> Iterator[S3Server]:
     """Run an empty S3 server until the block ends; it starts in about a second."""
     require_programs("S3", PROGRAMS, PACKAGES)
-    with contextlib.ExitStack() as stack:
-        for attempt in range(ATTEMPTS):
-            try:
-                server = stack.enter_context(_one_try())
-                break
-            except ServerFailedError:
-                if attempt == ATTEMPTS - 1:
-                    raise
+    with first_that_starts(_one_try) as server:
         yield server
 
 
