@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -48,12 +49,12 @@ class PathTable:
 
     def __init__(self, paths: Iterable[str]) -> None:
         encoded = bytearray()
-        ends = []
+        ends = array("q", [0])
         for path in paths:
             encoded += os.fsencode(path)
             ends.append(len(encoded))
         self._bytes = bytes(encoded)
-        self._ends: NDArray[np.int64] = np.array([0, *ends], np.int64)
+        self._ends: NDArray[np.int64] = np.frombuffer(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -63,6 +64,10 @@ class PathTable:
 
     def __iter__(self) -> Iterator[str]:
         return (self[number] for number in range(len(self)))
+
+    def take(self, numbers: NDArray[np.int64]) -> "PathTable":
+        """Return the table of some paths, in the order of their numbers."""
+        return PathTable(self[number] for number in numbers.tolist())
 
     def encoded(self, number: int) -> bytes:
         """Return a path as the file system's bytes."""
