@@ -202,7 +202,8 @@ class _Compiler:
         one, other = self._term(left), self._term(right)
         if one.kind != other.kind and not (one.is_number and other.is_number):
             raise self._error(
-                left, f"is {_KINDS[one.kind]}, which cannot be compared with {self._quoted(right)}, {_KINDS[other.kind]}"
+                left,
+                f"is {_KINDS[one.kind]}, which cannot be compared with {self._quoted(right)}, {_KINDS[other.kind]}",
             )
         if one.kind == "bool" and sign not in ("==", "!="):
             raise self._error(left, f"is a truth value, which has no order; write == or != in place of {sign}")
@@ -272,12 +273,20 @@ class _Compiler:
             return self._arithmetic(node)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
             operand = self._number(node.operand)
-            return self._checked(node, operand.kind, pc.negate_checked, operand) if isinstance(node.op, ast.USub) else operand
+            return (
+                self._checked(node, operand.kind, pc.negate_checked, operand)
+                if isinstance(node.op, ast.USub)
+                else operand
+            )
         if isinstance(node, ast.Call):
             return self._call(node)
-        if isinstance(node, (ast.BoolOp, ast.Compare)) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
+        if isinstance(node, (ast.BoolOp, ast.Compare)) or (
+            isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+        ):
             return _Term("bool", self.condition(node))
-        raise self._error(node, "is not part of these expressions; they know comparisons, and, or, not, in, is None, arithmetic")
+        raise self._error(
+            node, "is not part of these expressions; they know comparisons, and, or, not, in, is None, arithmetic"
+        )
 
     def _column(self, node: ast.expr, name: str) -> _Term:
         """Return the values of a column."""
@@ -312,7 +321,9 @@ class _Compiler:
                 raise self._error(node, "does not fit into 64 bits")
             return sign * value
         if isinstance(inner, ast.Constant) and value is None:
-            raise self._error(node, "stands for a missing value, which equals nothing; write 'is None' or 'is not None'")
+            raise self._error(
+                node, "stands for a missing value, which equals nothing; write 'is None' or 'is not None'"
+            )
         raise self._error(node, "stands where a number or a text is expected")
 
     def _number(self, node: ast.expr) -> _Term:
@@ -337,7 +348,9 @@ class _Compiler:
             try:
                 return operation(*(as_float(value) if kind == "float" else as_int(value) for value in values))
             except (pa.ArrowInvalid, OverflowError) as error:
-                raise self._error(node, "gives an integer beyond 64 bits; compute with floats, as in 1.0 * …") from error
+                raise self._error(
+                    node, "gives an integer beyond 64 bits; compute with floats, as in 1.0 * …"
+                ) from error
 
         return _Term(kind, compute)
 
@@ -350,7 +363,9 @@ class _Compiler:
             return self._method(node, function.attr, function.value)
         name = function.id if isinstance(function, ast.Name) else ""
         if name not in ("abs", "len", "column") or len(node.args) != 1:
-            raise self._error(node, "is not a function of these expressions; they know abs(number), len(text), column('name')")
+            raise self._error(
+                node, "is not a function of these expressions; they know abs(number), len(text), column('name')"
+            )
         argument = node.args[0]
         if name == "column":
             if not (isinstance(argument, ast.Constant) and isinstance(argument.value, str)):

@@ -134,7 +134,10 @@ def _values(column: Column, begin: int, end: int) -> pa.Array:
 
 
 def _count(bits: NDArray[np.uint8]) -> int:
-    return sum(int(np.unpackbits(bits[start : start + _COUNTED_AT_ONCE]).sum()) for start in range(0, len(bits), _COUNTED_AT_ONCE))
+    return sum(
+        int(np.unpackbits(bits[start : start + _COUNTED_AT_ONCE]).sum())
+        for start in range(0, len(bits), _COUNTED_AT_ONCE)
+    )
 
 
 def _key(dataset: str, expression: str) -> str:
@@ -156,7 +159,9 @@ def _write(path: Path, selection: Selection) -> None:
     except OSError as error:
         _LOG.warning(
             "cannot keep a selection in %s (%s): it is computed again each time; set XDG_CACHE_HOME to a folder that can "
-            "be written", path.parent, error.strerror or error
+            "be written",
+            path.parent,
+            error.strerror or error,
         )
 
 
