@@ -25,24 +25,27 @@ import contextlib
 import dataclasses
 import mmap
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from feeder.shards.destinations.local import LocalDestination
+from feeder.shards.destinations.protocol import Destination, writing_errors
 from feeder.shards.errors import ShardError, StorageError
 from feeder.shards.fields import Field
 from feeder.shards.images import FORMAT_NAMES
 from feeder.shards.index import ShardIndex, column_type
 from feeder.shards.manifest import COLUMNS_FOLDER, ColumnFile, Manifest
-from feeder.shards.reading import load_index
+from feeder.shards.reading import load_column, load_index
 from feeder.shards.samples import DigestedFile
-from feeder.shards.storage import STAGED, Folder, LocalFolder, unreadable
+from feeder.shards.storage import STAGED, Folder, LocalFolder, flush_folder
 
 ROWS_A_BATCH = 1 << 16  # half a MiB of int64, which stays in a core's cache while an expression is computed
 _DIGEST_DIGITS = 8  # in the names of files, so that a column that changed has another one
@@ -114,7 +117,7 @@ class ColumnWriter:
         self._waiting: list[pa.Array] = []
         self._rows = 0
 
-    def __enter__(self) -> "ColumnWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,29 +159,90 @@ class ColumnWriter:
 
 
 def consolidate(
-    manifest: Manifest, folder: Folder, target: Path | None = None, names: Iterable[str] | None = None
+    manifest: Manifest, folder: Folder, out: Destination, names: Iterable[str] | None = None
 ) -> dict[str, ColumnFile]:
-    """Write the columns of a dataset from its indexes, one after another; return what its manifest says of them.
+    """Write the columns of a dataset from its indexes, in one pass over them; return what its manifest says of them.
 
     Args:
         manifest: names the shards and their indexes.
         folder: holds the indexes.
-        target: the local folder of the dataset, in which ``columns/`` is made; the dataset's own when None.
+        out: the dataset's folder, to write into.
         names: of the columns to write; all when None.
 
     Raises:
         ShardError: an index is missing, cut or altered.
-        OSError: the files cannot be written.
+        DestinationError: the files cannot be written.
     """
-    place = Path(folder.url if target is None else target) / COLUMNS_FOLDER
-    place.mkdir(parents=True, exist_ok=True)
     types = consolidated_types(manifest.fields)
-    indexes = (load_index(folder, manifest, number) for number in range(len(manifest.shards)))
     wanted = types if names is None else {name: types[name] for name in names}
-    written = write_columns(wanted, indexes, place)
-    return {
-        name: dataclasses.replace(column, file=f"{COLUMNS_FOLDER}/{column.file}") for name, column in written.items()
-    }
+    return place_columns(out, lambda place: write_columns(wanted, all_indexes(manifest, folder), place))
+
+
+def all_indexes(manifest: Manifest, folder: Folder) -> Iterator[ShardIndex]:
+    """Yield the indexes of all shards, in order."""
+    return (load_index(folder, manifest, number) for number in range(len(manifest.shards)))
+
+
+def place_columns(out: Destination, write: Callable[[Path], dict[str, ColumnFile]]) -> dict[str, ColumnFile]:
+    """Put columns into ``columns/`` of a dataset; return what its manifest says of them.
+
+    Args:
+        out: the dataset's folder, to write into.
+        write: writes them into a local folder, and returns their names there and their digests.
+    """
+    with contextlib.ExitStack() as stack:
+        if isinstance(out, LocalDestination):
+            place = out.path / COLUMNS_FOLDER
+            with writing_errors(str(place)):
+                place.mkdir(exist_ok=True)
+                columns = write(place)
+                flush_folder(place)
+        else:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="feeder-columns-")))
+            with writing_errors(str(place)):
+                columns = write(place)
+            for column in columns.values():
+                file = stack.enter_context(open(place / column.file, "rb"))
+                with out.staged(f"{COLUMNS_FOLDER}/{column.file}") as target:
+                    shutil.copyfileobj(file, target, _PIECE_BYTES)
+    return {name: dataclasses.replace(one, file=f"{COLUMNS_FOLDER}/{one.file}") for name, one in columns.items()}
+
+
+def rewrite_columns(
+    manifest: Manifest,
+    folder: Folder,
+    out: Destination,
+    *,
+    kept: NDArray[np.bool_] | None = None,
+    added: Callable[[], Iterable[ShardIndex]] = tuple,
+) -> dict[str, ColumnFile]:
+    """Write the columns that a dataset has once more, without some samples or with further ones behind.
+
+    Args:
+        manifest, folder: of the dataset as it is.
+        out: its folder, to write into.
+        kept: bool[n], which samples stay; all when None.
+        added: gives the indexes of further shards; what one does not have is null there.
+    """
+
+    def write(place: Path) -> dict[str, ColumnFile]:
+        columns = {name: load_column(folder, manifest, name) for name in manifest.columns}
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(ColumnWriter(name, one.type, place)) for name, one in columns.items()]
+            for writer in writers:
+                start = 0
+                for chunk in columns[writer.name].chunks:
+                    mask = None if kept is None else pa.array(kept[start : start + len(chunk)])
+                    writer.append(chunk if mask is None else chunk.filter(mask))
+                    start += len(chunk)
+            for index in added():
+                for writer in writers:
+                    kind = columns[writer.name].type
+                    there = writer.name in index
+                    writer.append(index.column(writer.name) if there else pa.nulls(index.num_samples, kind))
+            return {writer.name: writer.finish() for writer in writers}
+
+    return place_columns(out, write)
 
 
 def write_columns(
@@ -193,31 +257,19 @@ def write_columns(
         return {writer.name: writer.finish(digits) for writer in writers}
 
 
-def open_column(path: Path, name: str, digest: str, num_samples: int) -> Column:
-    """Return the column in a local file, mapped into memory, after comparing its digest.
-
-    Raises:
-        ShardError: the file is missing, cut, altered, or holds another column.
-    """
-    next_step = "run 'feeder verify' on the dataset, and copy the file again from its origin"
+def _open_cached(path: Path, name: str, digest: str, num_samples: int) -> Column:
+    """Return a column in the cache, mapped into memory; `ShardError` if it is absent, cut, altered or another one."""
     try:
         with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if os.fstat(file.fileno()).st_size else b""
-    except FileNotFoundError as error:
-        raise ShardError(f"column {path} is missing, but the manifest lists it; {next_step}") from error
-    except OSError as error:
-        raise unreadable(str(path), error) from error
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:  # ValueError: it has no bytes
+        raise ShardError(f"no column in {path}: {error}") from error
     if (got := xxhash.xxh3_128_hexdigest(mapped)) != digest:
-        raise ShardError(f"column {path} was cut or altered: digest {got}, expected {digest}; {next_step}")
+        raise ShardError(f"column {path} was cut or altered: digest {got}, expected {digest}")
     with pa.ipc.open_file(pa.py_buffer(mapped)) as reader:
-        chunks = [reader.get_batch(number).column(0) for number in range(reader.num_record_batches)]
-        names = reader.schema.names
-    column = Column(name, chunks)
-    if names != [name] or len(column) != num_samples:
-        raise ShardError(
-            f"column {path} holds {len(column)} values of {', '.join(names)}, but the manifest says {num_samples} of "
-            f"{name}; {next_step}"
-        )
+        column = Column(name, [reader.get_batch(number).column(0) for number in range(reader.num_record_batches)])
+    if len(column) != num_samples:
+        raise ShardError(f"column {path} holds {len(column)} values, expected {num_samples}")
     return column
 
 
@@ -254,8 +306,7 @@ class DatasetColumns:
             if record is None:
                 absent.append(name)
             elif isinstance(self.folder, LocalFolder):
-                path = Path(self.folder.where(record.file))
-                columns[name] = open_column(path, name, record.digest, self.manifest.num_samples)
+                columns[name] = Column(name, load_column(self.folder, self.manifest, name).chunks)
             else:
                 with self._cache_written():
                     columns[name] = self._fetched(name, record)
@@ -270,15 +321,15 @@ class DatasetColumns:
             raise
         except OSError as error:
             raise StorageError(
-                f"cannot write {self._cached()}: {error.strerror or error}; set XDG_CACHE_HOME to a folder with space for "
-                "the columns of the dataset"
+                f"cannot write {self._cached()}: {error.strerror or error}; set XDG_CACHE_HOME to a folder with "
+                "space for the columns of the dataset"
             ) from error
 
     def _fetched(self, name: str, record: ColumnFile) -> Column:
         """Return a column of a remote dataset, fetched unless the cache has it whole."""
         path = self._cached() / f"{name}.{record.digest}.arrow"
         with contextlib.suppress(ShardError):
-            return open_column(path, name, record.digest, self.manifest.num_samples)
+            return _open_cached(path, name, record.digest, self.manifest.num_samples)
         try:
             digest = write_cached(path, read_pieces(self.folder, record.file), expected=record.digest)
         except FileNotFoundError as error:
@@ -291,7 +342,7 @@ class DatasetColumns:
                 f"column {self.folder.where(record.file)} was cut or altered: digest {digest}, expected "
                 f"{record.digest}; copy it again from the dataset's origin"
             )
-        return open_column(path, name, record.digest, self.manifest.num_samples)
+        return _open_cached(path, name, record.digest, self.manifest.num_samples)
 
     def _made(self, names: list[str]) -> dict[str, Column]:
         """Return columns that the dataset has no files of: from the cache, which vouches for them by their names."""
@@ -303,14 +354,14 @@ class DatasetColumns:
             for path in place.glob(f"{name}.*.arrow"):
                 digest = path.name.removeprefix(f"{name}.").removesuffix(".arrow")
                 with contextlib.suppress(ShardError):
-                    columns[name] = open_column(path, name, digest, self.manifest.num_samples)
+                    columns[name] = _open_cached(path, name, digest, self.manifest.num_samples)
             if name not in columns:
                 missing[name] = types[name]
         if missing:
             place.mkdir(parents=True, exist_ok=True)
-            indexes = (load_index(self.folder, self.manifest, number) for number in range(len(self.manifest.shards)))
+            indexes = all_indexes(self.manifest, self.folder)
             for name, record in write_columns(missing, indexes, place, digits=len(self.manifest.digest)).items():
-                columns[name] = open_column(place / record.file, name, record.digest, self.manifest.num_samples)
+                columns[name] = _open_cached(place / record.file, name, record.digest, self.manifest.num_samples)
         return columns
 
     def _cached(self) -> Path:
@@ -348,18 +399,3 @@ def read_pieces(folder: Folder, name: str) -> Iterator[bytes]:
     size = folder.size(name)
     for offset in range(0, size, _PIECE_BYTES):
         yield from folder.read_ranges([(name, offset, min(_PIECE_BYTES, size - offset))])
-
-
-def check_columns(manifest: Manifest, folder: Folder) -> Iterator[str]:
-    """Yield what is wrong with the consolidated columns of a dataset, one sentence each; every byte is read."""
-    for name, record in manifest.columns.items():
-        where = folder.where(record.file)
-        digest = xxhash.xxh3_128()
-        try:
-            for piece in read_pieces(folder, record.file):
-                digest.update(piece)
-        except FileNotFoundError:
-            yield f"column {where} is missing, but the manifest lists it; copy it again from the dataset's origin"
-            continue
-        if (got := digest.hexdigest()) != record.digest:
-            yield f"column {where} ({name}) was cut or altered after the build: digest {got}, expected {record.digest}"

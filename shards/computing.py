@@ -1,7 +1,7 @@
 """What expressions compute with: functions of Arrow arrays and scalars in which missing values stay missing.
 
-Texts may come as dictionary arrays, in which equal texts share a number; what is asked of them is then computed once for
-each text of the dictionary.
+Texts may come as dictionary arrays, in which equal texts share a number; what is asked of them is then computed once
+for each text of the dictionary.
 """
 
 import ast
@@ -78,7 +78,7 @@ def _without_zeros(divisor: Any) -> Any:
 
 
 def _in_numpy(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Return a function of divisions that follows Python: rounded down, with the remainder's sign that of the divisor."""
+    """Return a function of divisions that follows Python: rounded down, the remainder with the divisor's sign."""
 
     def compute(left: Any, right: Any) -> Any:
         right = _without_zeros(right)

@@ -22,9 +22,9 @@ are checked, and it becomes a function over Arrow arrays.
 =====================================  ==========================================================================
 
 A comparison with a missing value is false, so is ``in`` and ``not in``, a missing truth value counts as false, and
-what is computed from a missing value, or divided by zero, is missing. Logic has two values only: ``not score > 1`` holds
-where there is no score. Integers have 64 bits, and a result beyond them is an error, not a wrong number; where one
-meets a float, it becomes one.
+what is computed from a missing value, or divided by zero, is missing. Logic has two values only: ``not score > 1``
+holds where there is no score. Integers have 64 bits, and a result beyond them is an error, not a wrong number; where
+one meets a float, it becomes one.
 """
 
 import ast
@@ -314,7 +314,7 @@ class _Compiler:
         if isinstance(node, ast.UnaryOp) and _is_signed_number(node):
             sign, inner = (-1 if isinstance(node.op, ast.USub) else 1), node.operand
         value = inner.value if isinstance(inner, ast.Constant) else None
-        if isinstance(value, bool) or isinstance(value, (str, float)):
+        if isinstance(value, (bool, str, float)):
             return value if isinstance(value, (bool, str)) else sign * value
         if isinstance(value, int):
             if not -(2**63) <= sign * value < 2**63:

@@ -142,7 +142,9 @@ def refuse_another(found: PlanRecord, now: PlanRecord, tables: Sequence[SampleTa
 def sample_digests(table: SampleTable) -> UInt64Array:
     """Return uint64[n]: a digest of what each sample is by name, place and values."""
     count = len(table)
-    digests = np.fromiter((xxhash.xxh3_64_intdigest(table.names.encoded(row)) for row in range(count)), np.uint64, count)
+    digests = np.fromiter(
+        (xxhash.xxh3_64_intdigest(table.names.encoded(row)) for row in range(count)), np.uint64, count
+    )
     digests = _mixed(digests, "label", table.labels)
     if table.keys is not None:
         digests = _mixed(digests, "key", _text_digests(table.keys))

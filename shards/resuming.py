@@ -7,9 +7,7 @@ samples together are as many as the plan put into the shard.
 """
 
 import contextlib
-import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -53,7 +51,9 @@ def finished_shards(
         return {number: written for number, written in found if written is not None}
 
 
-def unfinished_files(prefix: str, finished: Mapping[int, WrittenShard], shard_format: str, files: Mapping[str, int]) -> list[str]:
+def unfinished_files(
+    prefix: str, finished: Mapping[int, WrittenShard], shard_format: str, files: Mapping[str, int]
+) -> list[str]:
     """Return the files of one split that no finished shard has: staged, or written before a record."""
     kept = set()
     for number, written in finished.items():

@@ -24,7 +24,7 @@ from feeder.errors import ConfigError
 from feeder.resources import usable_cores
 from feeder.shards.columns import ROWS_A_BATCH, Column, DatasetColumns, cache_folder, format_names, write_cached
 from feeder.shards.expressions import Expression, parse_expression
-from feeder.shards.manifest import read_manifest, locate_manifest
+from feeder.shards.manifest import locate_manifest, read_manifest
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def select(columns: DatasetColumns, expression: str, *, threads: int | None = No
         expression=parsed.text,
         num_samples=columns.manifest.num_samples,
         num_selected=_count(bits),
-        digest=xxhash.xxh3_128_hexdigest(bits),
+        digest=xxhash.xxh3_128_hexdigest(bits.data),
         bits=bits,
     )
     _write(path, selection)
@@ -158,8 +158,8 @@ def _write(path: Path, selection: Selection) -> None:
         write_cached(path, pieces())
     except OSError as error:
         _LOG.warning(
-            "cannot keep a selection in %s (%s): it is computed again each time; set XDG_CACHE_HOME to a folder that can "
-            "be written",
+            "cannot keep a selection in %s (%s): it is computed each time; set XDG_CACHE_HOME to a folder that can be "
+            "written",
             path.parent,
             error.strerror or error,
         )

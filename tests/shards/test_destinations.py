@@ -362,5 +362,3 @@ def test_a_destination_may_not_overlap_its_source(dest: str, source: str, words:
         with pytest.raises(DestinationError) as caught:
             attempt()
         assert str(caught.value).startswith(words)
-
-

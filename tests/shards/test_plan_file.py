@@ -40,9 +40,7 @@ def table(root: Path, *, names: int = 300, split: str | None = None) -> SampleTa
 
 
 def record(*tables: SampleTable, options: dict[str, Any] = OPTIONS, cut: int = 10) -> PlanRecord:
-    plans = [
-        Plan(order=np.arange(len(one)), starts=np.append(np.arange(0, len(one), cut), len(one))) for one in tables
-    ]
+    plans = [Plan(order=np.arange(len(one)), starts=np.append(np.arange(0, len(one), cut), len(one))) for one in tables]
     return record_of(tables, plans, options)
 
 
