@@ -195,9 +195,7 @@ class FormatContract:
             f"{out} holds several datasets, expected one; open {out}/train or {out}/val or {out}/test"
         )
 
-    def test_shards_of_bad_images_alone_are_left_out(
-        self, image_folder: Path, tmp_path: Path
-    ) -> None:
+    def test_shards_of_bad_images_alone_are_left_out(self, image_folder: Path, tmp_path: Path) -> None:
         folder = image_folder / "badly"
         folder.mkdir()
         for number in range(10):
