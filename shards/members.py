@@ -21,8 +21,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from feeder.shards.errors import SourceError
+from feeder.shards.fields import ABSENT
 from feeder.shards.names import PathTable, readable
-from feeder.shards.table import ABSENT
 from feeder.shards.tar_walk import DamagedArchiveError, Member, TarFile, open_tar, walk_tar
 
 MAX_EXTENSIONS = 256  # more are no fields but names with dots, which the rule for keys cuts at the wrong place

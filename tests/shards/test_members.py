@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder.shards.errors import SourceError
+from feeder.shards.fields import ABSENT
 from feeder.shards.members import MAX_EXTENSIONS, split_name, walk_archives, walk_samples
-from feeder.shards.table import ABSENT
 from feeder.shards.tar_walk import DamagedArchiveError
 from tests.shards.test_tar_walk import packed
 
