@@ -1,8 +1,8 @@
 """The record of what an interrupted build was making: its options, its input's fingerprint and its plan.
 
 The file ``.building.plan`` is written before the first shard. Its first line is a JSON object; then comes one byte a
-sample, so that of an input that has changed an example can be named. The same command again computes the same record, or
-is told what differs. What counts of a sample is its name, its label, its values, and of each stored field the size,
+sample, so that of an input that has changed an example can be named. The same command again computes the same record,
+or is told what differs. What counts of a sample is its name, its label, its values, and of each stored field the size,
 where it starts, and for local files the time of the last change: no byte of the data is read.
 """
 
@@ -142,7 +142,9 @@ def refuse_another(found: PlanRecord, now: PlanRecord, tables: Sequence[SampleTa
 def sample_digests(table: SampleTable) -> UInt64Array:
     """Return uint64[n]: a digest of what each sample is by name, place and values."""
     count = len(table)
-    digests = np.fromiter((xxhash.xxh3_64_intdigest(table.names.encoded(row)) for row in range(count)), np.uint64, count)
+    digests = np.fromiter(
+        (xxhash.xxh3_64_intdigest(table.names.encoded(row)) for row in range(count)), np.uint64, count
+    )
     digests = _mixed(digests, "label", table.labels)
     if table.keys is not None:
         digests = _mixed(digests, "key", _text_digests(table.keys))

@@ -50,7 +50,9 @@ class LocalDestination:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise DestinationError(f"cannot read {self.where(name)}: {error.strerror}; check its permissions") from error
+            raise DestinationError(
+                f"cannot read {self.where(name)}: {error.strerror}; check its permissions"
+            ) from error
 
     def files(self) -> dict[str, int]:
         with writing_errors(self.url):
