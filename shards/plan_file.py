@@ -1,8 +1,8 @@
 """The record of what an interrupted build was making: its options, its input's fingerprint and its plan.
 
 The file ``.building.plan`` is written before the first shard. Its first line is a JSON object; then comes one byte a
-sample, so that of an input that has changed an example can be named. The same command again computes the same record, or
-is told what differs. What counts of a sample is its name, its label, its values, and of each stored field the size,
+sample, so that of an input that has changed an example can be named. The same command again computes the same record,
+or is told what differs. What counts of a sample is its name, its label, its values, and of each stored field the size,
 where it starts, and for local files the time of the last change: no byte of the data is read.
 """
 

@@ -6,28 +6,70 @@ line; it is written before the index and is gone when the build is complete. A r
 samples together are as many as the plan put into the shard.
 """
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 
-from feeder.shards.destinations.protocol import Destination
+from feeder.shards.bad_samples import bad_list_name, parse_bad
+from feeder.shards.destinations.protocol import PLAN_NAME, Destination, not_empty
 from feeder.shards.formats import shard_name
 from feeder.shards.index import index_name
-from feeder.shards.packing import BadImage, WrittenShard, bad_list_name, parse_bad, sample_ends
+from feeder.shards.manifest import MANIFEST_NAME
+from feeder.shards.packing import WrittenShard, sample_ends
+from feeder.shards.plan_file import PlanRecord, parse_record, refuse_another
 from feeder.shards.planning import Plan
 from feeder.shards.shard_table import ShardRecord, segment_starts
+from feeder.shards.table import SampleTable
 
 _READ_AT_ONCE = 16  # records are small: what takes time behind a URL is to wait for each
 
 
+def begin(
+    folder: Destination,
+    record: PlanRecord,
+    tables: Sequence[SampleTable],
+    plans: Sequence[Plan],
+    shard_format: str,
+    *,
+    restart: bool = False,
+) -> dict[str, WrittenShard] | None:
+    """Make a claimed destination ready to be written; return the finished shards by name, None if all is committed.
+
+    Args:
+        folder: the destination.
+        record: of this build.
+        tables, plans: its splits.
+        shard_format: of the shards.
+        restart: remove what an interrupted build has written.
+
+    Raises:
+        ResumeError: what was begun there is another build.
+        DestinationError: it holds a finished dataset, or cannot be read or written.
+    """
+    files = dict(folder.files())
+    if PLAN_NAME not in files and any(name.rpartition("/")[2] == MANIFEST_NAME for name in files):
+        raise not_empty(folder.url, "a finished dataset")  # its build was killed just before the marker went
+    if restart or PLAN_NAME not in files:
+        folder.remove(files)  # nothing vouches for what is left, and the plan comes first by its name
+        folder.put(PLAN_NAME, record.encoded())
+        return {}
+    refuse_another(parse_record(folder.read(PLAN_NAME), folder.where(PLAN_NAME)), record, tables, folder.url)
+    if all(table.prefix + MANIFEST_NAME in files for table in tables):
+        return None
+    finished: dict[str, WrittenShard] = {}
+    for table, plan in zip(tables, plans, strict=True):
+        finished |= finished_shards(folder, table.prefix, plan, shard_format, files)
+    kept = {PLAN_NAME, *(file for name, written in finished.items() for file in _files_of(name, written))}
+    folder.remove(name for name in files if name not in kept)
+    return finished
+
+
 def finished_shards(
     folder: Destination, prefix: str, plan: Plan, shard_format: str, files: Mapping[str, int]
-) -> dict[int, WrittenShard]:
-    """Return the finished shards of one split, by their numbers in the plan.
+) -> dict[str, WrittenShard]:
+    """Return the finished shards of one split, by name.
 
     Args:
         folder: the destination.
@@ -39,46 +81,37 @@ def finished_shards(
     Raises:
         DestinationError, StorageError: a record cannot be read.
     """
-    planned = np.diff(plan.starts).tolist()
-    names = [prefix + shard_name(number, shard_format) for number in range(len(plan))]
-    numbers = [number for number, name in enumerate(names) if _may_be_finished(name, files)]
-
-    def read(number: int) -> WrittenShard | None:
-        return _finished(folder, names[number], planned[number], files)
-
+    planned = {prefix + shard_name(number, shard_format): len(rows) for number, rows in enumerate(plan)}
+    names = [name for name in planned if _may_be_finished(name, files)]
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        found = zip(numbers, pool.map(read, numbers), strict=True)
-        return {number: written for number, written in found if written is not None}
+        found = pool.map(lambda name: _finished(folder, name, files), names)
+        return {
+            name: written
+            for name, written in zip(names, found, strict=True)
+            if written is not None and written.planned == planned[name]
+        }
 
 
-def unfinished_files(
-    prefix: str, finished: Mapping[int, WrittenShard], shard_format: str, files: Mapping[str, int]
-) -> list[str]:
-    """Return the files of one split that no finished shard has: staged, or written before a record."""
-    kept = set()
-    for number, written in finished.items():
-        name = prefix + shard_name(number, shard_format)
-        kept |= {name, index_name(name)} if written.shard else set()
-        kept |= {bad_list_name(name)} if written.bad else set()
-    inside = (name for name in files if name.rpartition("/")[0] == prefix.rstrip("/"))
-    return [name for name in inside if name.startswith(f"{prefix}shard-") and name not in kept]
+def _files_of(name: str, written: WrittenShard) -> list[str]:
+    """Return the files that a finished shard has in the destination."""
+    return [name, index_name(name)] * bool(written.shard) + [bad_list_name(name)] * bool(written.bad)
 
 
 def _may_be_finished(name: str, files: Mapping[str, int]) -> bool:
     return (name in files and index_name(name) in files) or bad_list_name(name) in files
 
 
-def _finished(folder: Destination, name: str, planned: int, files: Mapping[str, int]) -> WrittenShard | None:
-    """Return a shard if its record says that it is finished."""
-    bad: list[BadImage] = []
-    shard = None
-    if bad_list_name(name) in files:
-        with contextlib.suppress(ValueError, TypeError):  # cut: then the count will not be right
+def _finished(folder: Destination, name: str, files: Mapping[str, int]) -> WrittenShard | None:
+    """Return what the records of a shard say; None if one of them is not whole."""
+    bad, shard = [], None
+    try:
+        if bad_list_name(name) in files:
             bad = parse_bad(folder.read(bad_list_name(name)))
+    except (ValueError, TypeError):
+        return None
     if name in files and index_name(name) in files:
         shard = _record(name, files[name], folder.read(index_name(name)))
-    samples = shard.samples if shard else 0
-    return WrittenShard(shard=shard, bad=bad) if samples + len(bad) == planned else None
+    return WrittenShard(shard=shard, bad=bad)
 
 
 def _record(name: str, size_bytes: int, index: bytes) -> ShardRecord | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from feeder.shards.destinations import local, remote
 from feeder.shards.destinations.protocol import PLAN_NAME, Claim
 from feeder.shards.errors import DestinationError, ResumeError
+from feeder.shards.manifest import MANIFEST_NAME
 from feeder.shards.storage import is_remote, local_path
 
 _RECORDS = (".idx.arrow", ".bad.jsonl")  # what is written last of a shard
@@ -51,6 +52,9 @@ def _leave(claim: Claim, error: BaseException) -> None:
     except DestinationError:
         claim.keep()
         error.add_note("what was finished is kept: run the same command again to go on")
+        return
+    if PLAN_NAME not in files and any(name.rpartition("/")[2] == MANIFEST_NAME for name in files):
+        claim.finish()  # all but this was done when its build was killed
         return
     finished = {name.partition(".")[0] for name in files if name.endswith(_RECORDS)}
     if PLAN_NAME not in files or not finished:

@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol
 
 from feeder.errors import FeederError
 from feeder.shards.errors import DestinationError
-from feeder.shards.formats import SHARD_FORMATS
+from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME
 from feeder.shards.storage import STAGED
 from feeder.shards.table import SPLITS
@@ -17,7 +17,7 @@ PLAN_NAME = ".building.plan"
 
 _OWN_NAMES = re.compile(
     rf"((?:{'|'.join(SPLITS)})/)?"
-    rf"(shard-\d{{6,}}\.({'|'.join(SHARD_FORMATS)}|idx\.arrow|bad\.jsonl)"
+    rf"(shard-\d{{6,}}\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow|bad\.jsonl)"
     rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, PLAN_NAME)))})"
     rf"({re.escape(STAGED)})?"
 )

@@ -63,7 +63,7 @@ class RemoteDestination:
 
     def entries(self) -> dict[str, int]:
         """Return the names in the folder and in its splits with their sizes, other folders with a ``/`` behind."""
-        found = {}
+        found: dict[str, int] = {}
         for name, size in self._listed(self.url).items():
             if name.rstrip("/") in SPLITS and name.endswith("/"):
                 found |= {name + inner: size for inner, size in self._listed(self.where(name[:-1])).items()}

@@ -18,11 +18,26 @@ import pytest
 
 from feeder.shards.destinations import lease, remote
 from feeder.shards.destinations.claiming import check_destination, claim_destination
+from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.destinations.protocol import PLAN_NAME
+from feeder.shards.destinations.remote import RemoteDestination
 from feeder.shards.errors import DestinationError
 from tests.servers.s3_server import S3Bucket
 
 SOURCE = "/nowhere/images"
+ERRORS: tuple[type[BaseException], ...] = (ValueError, KeyboardInterrupt)
+
+
+def fail_after(action: Callable[[], Any], error: BaseException) -> None:
+    action()
+    raise error
+
+
+def interrupt(url: str, *names: str) -> BaseException:
+    """Interrupt a build that has written files of these names; return its error."""
+    with pytest.raises(KeyboardInterrupt) as caught, claim_destination(url, SOURCE) as claim:
+        fail_after(lambda: [claim.folder.put(name, b"x") for name in names], KeyboardInterrupt())
+    return caught.value
 
 
 class DestinationContract:
@@ -48,10 +63,9 @@ class DestinationContract:
 
     def test_a_file_whose_writing_fails_never_appears(self, url: str) -> None:
         with claim_destination(url, SOURCE) as claim:
-            for error in (ValueError, KeyboardInterrupt):
+            for error in ERRORS:
                 with pytest.raises(error), claim.folder.staged("shard-000000.tar") as file:
-                    file.write(b"half")
-                    raise error
+                    fail_after(lambda: file.write(b"half"), error())
             assert dict(claim.folder.files()) == {}
 
     def test_one_claim_at_a_time(self, url: str) -> None:
@@ -75,41 +89,30 @@ class DestinationContract:
         assert claim.folder.read("train/manifest.json") == b"{}"
 
     def test_what_is_finished_is_kept_after_an_error_and_vouched_for(self, url: str) -> None:
-        with pytest.raises(ValueError, match="^stop") as caught, claim_destination(url, SOURCE) as claim:
-            for name in (PLAN_NAME, "train/shard-000000.tar", "train/shard-000000.idx.arrow", "shard-000001.tar"):
-                claim.folder.put(name, b"x")
-            claim.folder.put("val/shard-000000.bad.jsonl", b"x")
-            raise ValueError("stop")
-        assert caught.value.__notes__ == [
-            f"2 finished shards are kept in {claim.folder.url}: run the same command again to go on"
-        ]
+        indexed = ["train/shard-000000.tar", "train/shard-000000.idx.arrow"]
+        error = interrupt(url, PLAN_NAME, *indexed, "shard-000001.tar", "val/shard-000000.bad.jsonl")
+        assert error.__notes__ == [f"2 finished shards are kept in {url}: run the same command again to go on"]
         check_destination(url, SOURCE)
         with claim_destination(url, SOURCE) as again:
             assert len(again.folder.files()) == 5
 
     def test_nothing_remains_where_nothing_was_finished(self, url: str) -> None:
-        with pytest.raises(ValueError, match="^stop") as caught, claim_destination(url, SOURCE) as claim:
-            for name in (PLAN_NAME, "train/shard-000000.tar"):
-                claim.folder.put(name, b"x")
-            raise ValueError("stop")
-        assert not hasattr(caught.value, "__notes__")
+        error = interrupt(url, PLAN_NAME, "train/shard-000000.tar")
+        assert not hasattr(error, "__notes__")
         assert not os.path.exists(url)
         check_destination(url, SOURCE)
         with claim_destination(url, SOURCE) as again:
             assert dict(again.folder.files()) == {}
 
     def test_foreign_files_are_never_touched(self, url: str) -> None:
-        with pytest.raises(KeyboardInterrupt), claim_destination(url, SOURCE) as claim:
-            for name in (PLAN_NAME, "train/shard-000000.idx.arrow"):
-                claim.folder.put(name, b"x")
-            claim.folder.put("train/notes.txt", b"mine")
-            raise KeyboardInterrupt
+        interrupt(url, PLAN_NAME, "train/shard-000000.idx.arrow", "train/notes.txt")
+        folder = RemoteDestination(url) if "://" in url else LocalDestination(Path(url))
         for attempt in (claim_destination(url, SOURCE).__enter__, lambda: check_destination(url, SOURCE)):
             with pytest.raises(DestinationError, match="is not empty: it holds train/notes.txt; choose another"):
                 attempt()
-        assert claim.folder.read("train/notes.txt") == b"mine"
-        claim.folder.remove(["train/notes.txt"])
-        claim.folder.put("val/deeper/notes.txt" if "://" in url else "notes", b"mine")
+        assert folder.read("train/notes.txt") == b"x"
+        folder.remove(["train/notes.txt"])
+        folder.put("val/deeper/notes.txt" if "://" in url else "notes", b"mine")
         with pytest.raises(DestinationError, match="is not empty: it holds (val/deeper|notes); choose another"):
             check_destination(url, SOURCE)
 
@@ -178,7 +181,7 @@ class TestS3(DestinationContract):
             assert claim.folder.read("shard-000000.tar") == data
 
     def test_uploads_that_a_dead_build_left_are_aborted_and_no_others(self, url: str, s3_bucket: S3Bucket) -> None:
-        files = remote.RemoteDestination(url).filesystem
+        files = RemoteDestination(url).filesystem
         bucket = s3_bucket.url.removeprefix("s3://")
         keys = [f"some/out/shard-{number:06d}.tar" for number in range(3)]
         for key in (*keys, "some/out/train/shard-000000.tar", "some/out/thesis.tar", "some/outer/shard-000000.tar"):
@@ -191,7 +194,7 @@ class TestS3(DestinationContract):
         self, url: str, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)
-        files = remote.RemoteDestination(url).filesystem
+        files = RemoteDestination(url).filesystem
         real = files._call_s3
 
         async def failing(method: str, *arguments: Any, **options: Any) -> Any:
@@ -209,7 +212,7 @@ class TestS3(DestinationContract):
         assert files.list_multipart_uploads(s3_bucket.url.removeprefix("s3://")) == []
 
     def test_of_many_that_come_at_once_one_wins(self, url: str) -> None:
-        leases = [remote.RemoteDestination(url).lease() for _ in range(8)]
+        leases = [RemoteDestination(url).lease() for _ in range(8)]
         barrier = threading.Barrier(len(leases))
 
         def come(own: lease.Lease) -> str:
@@ -229,7 +232,7 @@ class TestS3(DestinationContract):
 
 
 def marker_of(url: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(remote.RemoteDestination(url).read(".building"))
+    document: dict[str, Any] = json.loads(RemoteDestination(url).read(".building"))
     return document
 
 
@@ -246,7 +249,7 @@ def held(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[lease.Lease]:
     """Hold the lease of a destination as if from another machine."""
     with monkeypatch.context() as patch:
         patch.setattr(lease, "_machine", lambda: ["another-boot", "pid:[1]"])
-        other = remote.RemoteDestination(url).lease()
+        other = RemoteDestination(url).lease()
         other.take()
         patch.undo()
         yield other
@@ -292,7 +295,7 @@ def test_a_lease_without_a_sign_of_life_is_taken_over_and_its_owner_stops(
             )
             claim.check()
             other.give_up()
-            assert remote.RemoteDestination(store).lease().holder()
+            assert RemoteDestination(store).lease().holder()
 
 
 def test_a_killed_owner_on_this_machine_is_known_to_be_dead(s3_bucket: S3Bucket) -> None:
@@ -305,14 +308,14 @@ def test_a_killed_owner_on_this_machine_is_known_to_be_dead(s3_bucket: S3Bucket)
             os.kill(os.getpid(), signal.SIGKILL)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
-    assert remote.RemoteDestination(url).files() == {".building.plan": 1}
+    assert RemoteDestination(url).files() == {".building.plan": 1}
     with claim_destination(url, SOURCE) as claim:
         assert claim.folder.files() == {".building.plan": 1}
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"somebody else's file"])
 def test_a_marker_that_is_none_of_ours_vouches_for_nothing(store: str, text: bytes) -> None:
-    folder = remote.RemoteDestination(store)
+    folder = RemoteDestination(store)
     folder.put(".building", text)
     with pytest.raises(DestinationError, match="is not empty: it holds .building; choose another"):
         claim_destination(store, SOURCE).__enter__()
@@ -323,7 +326,7 @@ def test_a_dataset_that_is_finished_meanwhile_is_not_taken_for_leftovers(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another build finishes between the look at the folder and the making of the marker."""
-    folder = remote.RemoteDestination(store)
+    folder = RemoteDestination(store)
     real = lease.Lease.take
 
     def late(self: lease.Lease) -> bool:

@@ -75,8 +75,8 @@ def test_other_options_are_named(tmp_path: Path) -> None:
     one = table(tmp_path)
     sentence = refusal(record(one), record(one, options=OPTIONS | {"seed": 3, "resize": "shorter=256"}), one)
     assert sentence == (
-        "destination /out holds an interrupted build with other options: resize was None, now it is 'shorter=256'; seed "
-        "was 0, now it is 3; run it with the same options to go on, or discard it with --restart"
+        "destination /out holds an interrupted build with other options: resize was None, now it is 'shorter=256'; "
+        "seed was 0, now it is 3; run it with the same options to go on, or discard it with --restart"
     )
 
 
