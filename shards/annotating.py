@@ -4,10 +4,10 @@ A new column stands in ``columns/`` alone: shards and indexes stay as they are, 
 (`feeder.shards.reading.ShardReader.values`). So an annotation of 45.5 million samples writes one file a column.
 """
 
-import dataclasses
 import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,15 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from feeder.shards.columns import ROWS_A_BATCH, ColumnWriter, all_indexes, consolidated_types, place_columns
+from feeder.shards.columns import ColumnWriter, column_runs, consolidated_types, place_columns
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import FIELD_NAME, RESERVED, Field
 from feeder.shards.generations import Change, change_dataset
 from feeder.shards.manifest import ColumnFile, Manifest
-from feeder.shards.reading import load_column
 from feeder.shards.storage import open_folder
 
 _EXTENSIONS = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None, ".parquet": None}
 _NAMED = 3  # keys in a sentence
-_MAX_LOOKED_UP = 8 << 20  # samples looked up at once: the hash table of all keys is made anew for each such run
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +87,7 @@ def annotate(
             examples = keys.filter(pa.array(~counts.seen)).slice(0, _NAMED).to_pylist()
             raise SourceError(
                 f"{unknown} of the {len(keys)} keys of {name} are of no sample of {change.folder.url}: "
-                f"{', '.join(map(repr, examples))}{', …' if unknown > _NAMED else ''}; correct them, or leave --strict out"
+                f"{', '.join(map(repr, examples))}{', …' if unknown > _NAMED else ''}; correct them, or omit --strict"
             )
         fields = {**manifest.fields, **{column: Field(type=kind) for column, kind in kinds.items()}}
         committed = change.commit(manifest.shards, fields=fields, columns={**manifest.columns, **written})
@@ -159,7 +157,7 @@ def _keys(rows: pa.Table, on: str, kind: pa.DataType | None, name: str, change: 
     """Return the keys of a table, of the type that the dataset's column has."""
     if kind is None or not (pa.types.is_string(kind) or kind == pa.int64()):
         raise SourceError(
-            f"{change.folder.url} has no column {on!r} of text or whole numbers to join on; expected key or another column"
+            f"{change.folder.url} has no column {on!r} of text or whole numbers to join on; expected key or another"
         )
     if on not in rows.column_names:
         raise SourceError(f"{name} has no column {on!r}; it has {', '.join(rows.column_names)}; name one with --on")
@@ -209,8 +207,8 @@ def _values(rows: pa.Table, column: str, name: str) -> pa.Array:
         return values.cast(_TYPES[field_type(values.type)])
     except (TypeError, pa.ArrowException) as error:
         raise SourceError(
-            f"column {column!r} of {name} has the type {values.type}, which is not text, a number or a truth value of 64 "
-            "bits or less; convert it, or choose others with --columns"
+            f"column {column!r} of {name} has the type {values.type}, which is not text, a number or a truth value of "
+            "64 bits or less; convert it, or choose others with --columns"
         ) from error
 
 
@@ -222,8 +220,8 @@ def _refuse_existing(change: Change, columns: list[str], *, replace: bool) -> No
         image = column.rpartition(".")[0] in fields and fields[column.rpartition(".")[0]].type == "image"
         if column == "label" or image or (field is not None and field.stored):
             raise SourceError(
-                f"{column!r} of {change.folder.url} is part of its shards and cannot be replaced by an annotation; rename "
-                "the column, or choose others with --columns"
+                f"{column!r} of {change.folder.url} is part of its shards and cannot be replaced by an annotation; "
+                "rename the column, or choose others with --columns"
             )
         if field is not None and not replace:
             raise SourceError(
@@ -232,29 +230,13 @@ def _refuse_existing(change: Change, columns: list[str], *, replace: bool) -> No
             )
 
 
-def _runs(change: Change, on: str, rows: int) -> Iterator[pa.Array]:
-    """Yield a column of the dataset in order, at least so many rows at a time."""
-    if on in change.parent.columns:
-        chunks: Iterator[pa.Array] = iter(load_column(change.folder, change.parent, on).chunks)
-    else:
-        chunks = (index.column(on) for index in all_indexes(change.parent, change.folder))
-    waiting: list[pa.Array] = []
-    for chunk in chunks:
-        waiting.append(chunk)
-        if sum(map(len, waiting)) >= rows:
-            yield pa.concat_arrays(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_arrays(waiting)
-
-
 def _write(
     change: Change, on: str, keys: pa.Array, values: Mapping[str, pa.Array], counts: _Counts, place: Path
 ) -> dict[str, ColumnFile]:
     """Write the new columns, in the order of the samples, and count."""
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(ColumnWriter(name, array.type, place)) for name, array in values.items()]
-        for run in _runs(change, on, min(max(ROWS_A_BATCH, len(keys)), _MAX_LOOKED_UP)):
+        for run in column_runs(change.parent, change.folder, on, len(keys)):
             found = pc.index_in(run, value_set=keys)
             there = found.drop_null()
             counts.seen[there.to_numpy(zero_copy_only=False)] = True

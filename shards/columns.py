@@ -48,6 +48,7 @@ from feeder.shards.samples import DigestedFile
 from feeder.shards.storage import STAGED, Folder, LocalFolder, flush_folder
 
 ROWS_A_BATCH = 1 << 16  # half a MiB of int64, which stays in a core's cache while an expression is computed
+MAX_RUN = 8 << 20  # rows looked up at once: the hash table of what is looked for is made anew for each such run
 _DIGEST_DIGITS = 8  # in the names of files, so that a column that changed has another one
 _PIECE_BYTES = 32 << 20  # of a remote file in one request
 _FORMATS = pa.array(FORMAT_NAMES[: FORMAT_NAMES.index("") + 1])
@@ -181,6 +182,24 @@ def consolidate(
 def all_indexes(manifest: Manifest, folder: Folder) -> Iterator[ShardIndex]:
     """Yield the indexes of all shards, in order."""
     return (load_index(folder, manifest, number) for number in range(len(manifest.shards)))
+
+
+def column_runs(manifest: Manifest, folder: Folder, name: str, rows: int = 1) -> Iterator[pa.Array]:
+    """Yield a column of all samples in order, at least so many rows at a time, but `MAX_RUN` are enough."""
+    if name in manifest.columns:
+        chunks: Iterable[pa.Array] = load_column(folder, manifest, name).chunks
+    else:
+        chunks = (index.column(name) for index in all_indexes(manifest, folder))
+    waiting: list[pa.Array] = []
+    count = 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        count += len(chunk)
+        if count >= min(max(rows, ROWS_A_BATCH), MAX_RUN):
+            yield pa.concat_arrays(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield pa.concat_arrays(waiting)
 
 
 def place_columns(out: Destination, write: Callable[[Path], dict[str, ColumnFile]]) -> dict[str, ColumnFile]:

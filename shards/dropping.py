@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from feeder.errors import ConfigError
-from feeder.shards.columns import all_indexes, read_pieces, rewrite_columns
+from feeder.shards.columns import column_runs, read_pieces, rewrite_columns
 from feeder.shards.errors import ShardError, SourceError
 from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.generations import Change, change_dataset
@@ -30,7 +30,7 @@ from feeder.shards.index import encode_index
 from feeder.shards.manifest import Manifest
 from feeder.shards.names import PathTable
 from feeder.shards.packing import Advance, ShardTask, no_progress, sample_ends
-from feeder.shards.reading import load_column, load_index
+from feeder.shards.reading import load_index
 from feeder.shards.shard_table import ShardRecord, segment_starts, shard_table
 from feeder.shards.storage import Folder
 from feeder.shards.table import Places, SampleTable
@@ -132,20 +132,12 @@ def _refuse_purge_of_others(change: Change, *, purge: bool) -> None:
         )
 
 
-def key_runs(change: Change) -> Iterator[pa.Array]:
-    """Yield the keys of all samples, a run at a time, in order."""
-    if "key" in change.parent.columns:
-        yield from load_column(change.folder, change.parent, "key").chunks
-    else:
-        yield from (index.column("key") for index in all_indexes(change.parent, change.folder))
-
-
 def _kept(change: Change, keys: list[str]) -> tuple[NDArray[np.bool_], list[str]]:
     """Return bool[n], which samples stay, and the keys that none has."""
     wanted = pa.array(keys, pa.string())
     there = np.zeros(len(keys), np.bool_)
     kept = []
-    for run in key_runs(change):
+    for run in column_runs(change.parent, change.folder, "key", len(keys)):
         places = pc.index_in(run, value_set=wanted)
         kept.append(np.asarray(pc.is_null(places).to_numpy(zero_copy_only=False), np.bool_))
         there[places.drop_null().to_numpy(zero_copy_only=False)] = True
@@ -194,7 +186,11 @@ def _rewritten(
 ) -> list[ShardRecord]:
     """Write the shards of which samples were dropped once more, without these; return all shards."""
     shorter = dataclasses.replace(change.parent, shards=shard_table(records))
-    numbers = {number: change.named(record.name, change.parent.format) for number, record in enumerate(records) if record.dropped}
+    numbers = {
+        number: change.named(record.name, change.parent.format)
+        for number, record in enumerate(records)
+        if record.dropped
+    }
     advance = start(sum(records[number].samples for number in numbers)) if start else no_progress
     tasks = (
         ShardTask(
@@ -210,7 +206,9 @@ def _rewritten(
     processes = min(workers, max(1, len(numbers) // SHARDS_PER_WORKER))
     with contextlib.closing(write_shards(tasks, processes, change.out, advance)) as results:
         written = {task.name: shard.shard for task, shard in results}
-    return [written[numbers[number]] or record if number in numbers else record for number, record in enumerate(records)]
+    return [
+        written[numbers[number]] or record if number in numbers else record for number, record in enumerate(records)
+    ]
 
 
 def shard_samples(folder: Folder, manifest: Manifest, number: int) -> SampleTable:

@@ -29,11 +29,13 @@ from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.destinations.protocol import Destination, writing_errors
 from feeder.shards.destinations.remote import RemoteDestination
 from feeder.shards.errors import DestinationError, ManifestError
-from feeder.shards.formats import SHARD_FORMATS
+from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.manifest import (
     COLUMNS_FOLDER,
     GENERATIONS_FOLDER,
     MANIFEST_NAME,
+    PURGED_KEY,
+    VERSION,
     Manifest,
     encode_manifest,
     locate_manifest,
@@ -47,9 +49,11 @@ from feeder.shards.storage import STAGED, Folder, LocalFolder, flush_folder
 CHANGING_NAME = ".changing"
 
 _MARKER_TEXT = b"shardfeed is changing this dataset, or was interrupted; the next change cleans up.\n"
+_NOTE_BYTES = 100  # more than the note that is left of a purged generation
 _GENERATION = re.compile(r"\.g\d{6}$")
 _OWN_NAMES = re.compile(
-    rf"(shard-\d{{6,}}(\.g\d{{6}})?\.({'|'.join(SHARD_FORMATS)}|idx\.arrow)"
+    rf"(shard-\d{{6,}}(\.g\d{{6}})?\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow|bad\.jsonl)"
+    r"|bad-images\.g\d{6}\.jsonl"
     r"|.*\.g\d{6}\.idx\.arrow"
     rf"|{COLUMNS_FOLDER}/.*\.[0-9a-f]{{8}}\.arrow|{COLUMNS_FOLDER}/column-[^/]*{re.escape(STAGED)}"
     rf"|({MANIFEST_NAME}|{GENERATIONS_FOLDER}/\d{{6}}\.json)(?={re.escape(STAGED)}$))({re.escape(STAGED)})?"
@@ -119,14 +123,15 @@ class Change:
         names = set(current.shards.names)
         gone = [number for number, older in self.older() if not names.issuperset(older.shards.names)]
         for number in gone:
-            note = {"version": 1, "purged_by": current.generation}
+            note = {"version": VERSION, PURGED_KEY: current.generation}
             self.out.put(generation_name(number), json.dumps(note).encode() + b"\n")
         self.sweep()
         return gone
 
     def sweep(self) -> None:
         """Remove the files of changes that no generation names."""
-        wanted = _files_of(read_manifest(self.folder))
+        current = read_manifest(self.folder)
+        wanted = _files_of(current) | {f"bad-images.g{number:06d}.jsonl" for number in range(current.generation + 1)}
         for _, older in self.older():
             wanted |= _files_of(older)
         self.out.remove([name for name in self.files() if _OWN_NAMES.fullmatch(name) and name not in wanted])
@@ -136,7 +141,7 @@ class Change:
         for name in self.files():
             if name.startswith(GENERATIONS_FOLDER + "/") and name.endswith(".json"):
                 data = self.folder.read(name)
-                if b'"purged_by"' not in data[:200]:
+                if f'"{PURGED_KEY}"'.encode() not in data[:_NOTE_BYTES]:
                     manifest = parse_manifest(data, self.folder.where(name))
                     yield manifest.generation, manifest
 

@@ -163,7 +163,9 @@ class _ShardCheck:
         yield from _check_fields(data, index, where)
         if check := SHARD_FORMATS[manifest.format].check:
             complete = number not in manifest.shards.dropped
-            yield from check(data, index, manifest.fields, where, complete=complete, own=not manifest.adopted)
+            # what an annotation added is neither in the shard nor in its index
+            fields = {name: field for name, field in manifest.fields.items() if field.stored or name in index}
+            yield from check(data, index, fields, where, complete=complete, own=not manifest.adopted)
         if self._level == "deep" and self._decode is not None:
             yield from _check_images(data, index, where, self._decode)
 
