@@ -28,6 +28,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -50,6 +51,7 @@ from feeder.shards.storage import STAGED, Folder, LocalFolder, flush_folder
 ROWS_A_BATCH = 1 << 16  # half a MiB of int64, which stays in a core's cache while an expression is computed
 MAX_RUN = 8 << 20  # rows looked up at once: the hash table of what is looked for is made anew for each such run
 _DIGEST_DIGITS = 8  # in the names of files, so that a column that changed has another one
+_FETCHED_AT_ONCE = 16  # indexes behind a URL: what takes time is to wait for each
 _PIECE_BYTES = 32 << 20  # of a remote file in one request
 _FORMATS = pa.array(FORMAT_NAMES[: FORMAT_NAMES.index("") + 1])
 
@@ -180,8 +182,15 @@ def consolidate(
 
 
 def all_indexes(manifest: Manifest, folder: Folder) -> Iterator[ShardIndex]:
-    """Yield the indexes of all shards, in order."""
-    return (load_index(folder, manifest, number) for number in range(len(manifest.shards)))
+    """Yield the indexes of all shards, in order; those behind a URL are fetched some at a time."""
+    numbers = range(len(manifest.shards))
+    if isinstance(folder, LocalFolder):
+        yield from (load_index(folder, manifest, number) for number in numbers)
+        return
+    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+        for start in range(0, len(numbers), 4 * _FETCHED_AT_ONCE):
+            some = numbers[start : start + 4 * _FETCHED_AT_ONCE]
+            yield from pool.map(lambda number: load_index(folder, manifest, number), some)
 
 
 def column_runs(manifest: Manifest, folder: Folder, name: str, rows: int = 1) -> Iterator[pa.Array]:

@@ -87,8 +87,8 @@ def _in_numpy(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         if dividend.dtype == np.int64 and np.any((dividend == -(2**63)) & (divisor == -1)):
             raise OverflowError
         result = np.atleast_1d(function(dividend, divisor))
-        missing = ~np.broadcast_to(np.asarray(there), result.shape)
-        array = pa.array(result, mask=np.ascontiguousarray(missing))
+        there_too = there.as_py() if isinstance(there, pa.Scalar) else np.asarray(there)
+        array = pa.array(result, mask=~np.full(result.shape, there_too, np.bool_))
         return array[0] if isinstance(there, pa.Scalar) else array
 
     return compute

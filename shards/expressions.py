@@ -119,7 +119,7 @@ def parse_expression(text: str, types: Mapping[str, pa.DataType]) -> Expression:
         term = compiler.condition(root)
         canonical = ast.unparse(root)
     except SyntaxError as error:
-        at = max(1, min(error.offset or 1, len(line) + 1))
+        at = min(error.offset or len(line) + 1, len(line) + 1)  # none: the end comes too early
         raise ExpressionError(
             f"expression {_shown(line)} cannot be read at character {at} ({error.msg}); expected a condition such as "
             "label in [3, 7] and width >= 256"

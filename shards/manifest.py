@@ -272,8 +272,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise ManifestError(f"{where} holds a JSON {type(document).__name__}, expected an object; is it a manifest?")
     if PURGED_KEY in document:
         raise ManifestError(
-            f"{where} is gone: generation {document[PURGED_KEY]} removed samples of it for good; open the dataset itself, "
-            "or a later generation"
+            f"{where} is gone: generation {document[PURGED_KEY]} removed samples of it for good; open the dataset "
+            "itself, or a later generation"
         )
     try:
         return _from_document(document)
