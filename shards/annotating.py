@@ -22,6 +22,7 @@ from feeder.shards.errors import SourceError
 from feeder.shards.fields import FIELD_NAME, RESERVED, Field
 from feeder.shards.generations import Change, change_dataset
 from feeder.shards.manifest import ColumnFile, Manifest
+from feeder.shards.reading import load_index
 from feeder.shards.storage import open_folder
 
 _EXTENSIONS = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None, ".parquet": None}
@@ -81,6 +82,7 @@ def annotate(
         _refuse_existing(change, list(values), replace=replace)
         counts = _Counts(seen=np.zeros(len(keys), np.bool_))
         kinds = {column: field_type(array.type) for column, array in values.items()}
+        _refuse_other_types(change, kinds, name)
         written = place_columns(change.out, lambda place: _write(change, on, keys, values, counts, place))
         unknown = int(len(keys) - counts.seen.sum())
         if unknown and strict:
@@ -89,7 +91,9 @@ def annotate(
                 f"{unknown} of the {len(keys)} keys of {name} are of no sample of {change.folder.url}: "
                 f"{', '.join(map(repr, examples))}{', …' if unknown > _NAMED else ''}; correct them, or omit --strict"
             )
-        fields = {**manifest.fields, **{column: Field(type=kind) for column, kind in kinds.items()}}
+        fields = dict(manifest.fields)
+        for column, kind in kinds.items():  # the extension is that of the members that shards have
+            fields[column] = dataclasses.replace(fields.get(column, Field(type=kind)), type=kind)
         committed = change.commit(manifest.shards, fields=fields, columns={**manifest.columns, **written})
     return AnnotateReport(
         manifest=committed,
@@ -227,6 +231,17 @@ def _refuse_existing(change: Change, columns: list[str], *, replace: bool) -> No
             raise SourceError(
                 f"{change.folder.url} has a column {column!r} already; give --replace to overwrite it, or rename the "
                 "column of the table"
+            )
+
+
+def _refuse_other_types(change: Change, kinds: Mapping[str, str], name: str) -> None:
+    """Raise `SourceError` where a column that shards hold would get another type than it has there."""
+    index = load_index(change.folder, change.parent, 0)
+    for column, kind in kinds.items():
+        if column in index and (there := change.parent.fields[column].type) != kind:
+            raise SourceError(
+                f"column {column!r} of {name} is {kind}, but {there} in the shards of {change.folder.url}; convert "
+                "it, or rename it"
             )
 
 

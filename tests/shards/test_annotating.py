@@ -1,5 +1,6 @@
 """Adding columns to a dataset."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 
 from feeder.shards.annotating import annotate
 from feeder.shards.errors import SourceError
+from feeder.shards.fields import Field
 from feeder.shards.manifest import load_manifest
 from feeder.shards.reading import open_dataset
+from feeder.shards.sources import scan_source
 from feeder.shards.verify import verify
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.writing import BuildOptions, build, build_tables
 
 
 @pytest.fixture
@@ -154,3 +157,19 @@ def test_tables_that_cannot_be_read(dataset: Path, tmp_path: Path) -> None:
         with pytest.raises(SourceError) as caught:
             annotate(dataset, tmp_path / name)
         assert str(caught.value).startswith(sentence)
+
+
+def test_a_column_that_shards_hold_keeps_its_type(tmp_path: Path, image_folder: Path) -> None:
+    """Tar shards have members for it, whose names follow from the field."""
+    (source,) = scan_source(image_folder / "ant")
+    fields = {**source.fields, "caption": Field(type="string", extension="txt")}
+    table = dataclasses.replace(source, fields=fields, values={"caption": pa.array([f"text {i}" for i in range(12)])})
+    build_tables([table], tmp_path / "out")
+    with pytest.raises(SourceError) as caught:
+        annotate(tmp_path / "out", pa.table({"key": ["ant-00"], "caption": [1]}), replace=True)
+    assert str(caught.value) == (
+        f"column 'caption' of the table is int64, but string in the shards of {tmp_path}/out; convert it, or rename it"
+    )
+    annotate(tmp_path / "out", pa.table({"key": ["ant-00"], "caption": ["new"]}), replace=True)
+    assert values(tmp_path / "out", "caption")["ant-00"] == "new"
+    assert verify(tmp_path / "out", "full").problems == []

@@ -64,8 +64,8 @@ def test_a_source_with_splits_is_refused(dataset: str, tmp_path: Path, capsys: p
     write_image_folder(tmp_path / "more" / "val")
     assert main(["append", dataset, str(tmp_path / "more")]) == 2
     assert capsys.readouterr().err == (
-        f"feeder: {tmp_path}/more has the splits train, val, but a dataset is one split; append {tmp_path}/more/train to "
-        "the dataset that it belongs to\n"
+        f"feeder: {tmp_path}/more has the splits train, val, but a dataset is one split; append "
+        f"{tmp_path}/more/train to the dataset that it belongs to\n"
     )
 
 

@@ -10,6 +10,8 @@ from feeder.shards.manifest import load_manifest
 from feeder.shards.writing import build
 from feeder.tools.main import main
 
+_PURGE = "their bytes are still in the shards, for older generations; to remove them for good: feeder drop {} --purge"
+
 
 @pytest.fixture
 def dataset(image_folder: Path, tmp_path: Path) -> str:
@@ -27,8 +29,7 @@ def test_it_says_what_went_and_what_is_left(dataset: str, tmp_path: Path, capsys
         "samples left  34",
         f"digest        {load_manifest(dataset).digest}",
         "",
-        "their bytes are still in the shards, for older generations; to remove them for good: "
-        f"feeder drop {dataset} --purge",
+        _PURGE.format(dataset),
     ]
     assert main(["drop", dataset, "--purge", "--workers", "1", "-q"]) == 0
     assert capsys.readouterr().out.splitlines() == [
