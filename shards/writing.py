@@ -107,12 +107,15 @@ class BuildReport:
         bad: the images set aside, in the order of the source.
         bad_path: the file that lists them, or None when there are none.
         resumed_shards: shards that an interrupted build had finished before.
+        written_samples, written_bytes: what this one added, as it counts for its speed.
     """
 
     datasets: list[BuiltDataset]
     bad: list[BadImage]
     bad_path: Path | str | None
-    resumed_shards: int = 0
+    resumed_shards: int
+    written_samples: int
+    written_bytes: int
 
     @property
     def num_samples(self) -> int:
@@ -213,7 +216,7 @@ def write_tables(
     record = record_of(tables, plans, options.deciding())
     finished = begin(folder, record, tables, plans, options.format, restart=restart)
     if finished is None:
-        return _committed(folder, tables, resumed_shards=sum(map(len, plans)))
+        return _committed(folder, tables)
     total = sum(map(len, tables))
     advance = start(total - sum(shard.planned for shard in finished.values())) if start else no_progress
     limit = BadLimit(options.max_bad_fraction, total)
@@ -222,7 +225,8 @@ def write_tables(
         for table, plan in zip(tables, plans, strict=True)
     ]
     _commit(claim, tables, written, options)
-    return _committed(folder, tables, resumed_shards=len(finished))
+    new = [one for shards in written for name, one in shards.items() if name not in finished]
+    return _committed(folder, tables, [one.shard for one in new if one.shard is not None])
 
 
 def _checked(options: BuildOptions | None, workers: int) -> BuildOptions:
@@ -249,8 +253,8 @@ def _write_split(
     workers: int,
     limit: BadLimit,
     advance: Advance,
-) -> list[WrittenShard]:
-    """Write the shards of a split that are not finished; return all of them, in order."""
+) -> dict[str, WrittenShard]:
+    """Write the shards of a split that are not finished; return all of them by name, in order."""
     names = [table.prefix + shard_name(number, options.format) for number in range(len(plan))]
     shards = {name: finished[name] for name in names if name in finished}
     for shard in shards.values():
@@ -269,7 +273,7 @@ def _write_split(
             shards[task.name] = shard
     if not any(shard.shard for shard in shards.values()):
         raise SourceError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
-    return [shards[name] for name in names]
+    return {name: shards[name] for name in names}
 
 
 def _task(folder: Destination, name: str, table: SampleTable, options: BuildOptions) -> ShardTask:
@@ -307,11 +311,11 @@ def _in_source_order(table: SampleTable, written: Sequence[WrittenShard]) -> lis
 
 
 def _commit(
-    claim: Claim, tables: Sequence[SampleTable], written: Sequence[Sequence[WrittenShard]], options: BuildOptions
+    claim: Claim, tables: Sequence[SampleTable], written: Sequence[Mapping[str, WrittenShard]], options: BuildOptions
 ) -> None:
     """Write the list of bad images, make everything durable, then write the manifests."""
     folder = claim.folder
-    parts = list(zip(tables, written, strict=True))
+    parts = [(table, list(shards.values())) for table, shards in zip(tables, written, strict=True)]
     bad = [image for table, shards in parts for image in _in_source_order(table, shards)]
     if bad:
         folder.put(BAD_IMAGES_NAME, bad_lines(bad))
@@ -323,7 +327,7 @@ def _commit(
     folder.flush()
 
 
-def _committed(folder: Destination, tables: Sequence[SampleTable], resumed_shards: int) -> BuildReport:
+def _committed(folder: Destination, tables: Sequence[SampleTable], new: Sequence[ShardRecord] = ()) -> BuildReport:
     """Remove what only a build needs, the plan last; return the report of what stands now."""
     files = folder.files()
     folder.remove([*(name for name in files if name.endswith(BAD_LIST)), PLAN_NAME])
@@ -337,7 +341,9 @@ def _committed(folder: Destination, tables: Sequence[SampleTable], resumed_shard
         ],
         bad=parse_bad(folder.read(BAD_IMAGES_NAME)) if listed else [],
         bad_path=_place(folder, BAD_IMAGES_NAME) if listed else None,
-        resumed_shards=resumed_shards,
+        resumed_shards=sum(len(manifest.shards) for manifest in manifests) - len(new),
+        written_samples=sum(shard.samples for shard in new),
+        written_bytes=sum(shard.size_bytes for shard in new),
     )
 
 
