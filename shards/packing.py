@@ -16,7 +16,7 @@ from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.images import FORMATS, NO_HEADER, UNKNOWN_FORMAT, ImageHeader, check_image, parsed_header
 from feeder.shards.index import encode_index, index_columns, index_name
 from feeder.shards.names import readable
-from feeder.shards.recoding import FILTERED, ImageRules, apply_to_sample
+from feeder.shards.recoding import FILTERED, NO_RULES, ImageRules, apply_to_sample
 from feeder.shards.samples import DigestedFile, Sample
 from feeder.shards.shard_table import ShardRecord, segment_starts
 from feeder.shards.storage import staged_file
@@ -42,7 +42,7 @@ class ShardTask:
     format: str
     table: SampleTable
     max_pixels: int
-    images: ImageRules = ImageRules()
+    images: ImageRules = NO_RULES
     on_error: str = "skip"
 
 

@@ -183,6 +183,9 @@ class ImageRules:
         return settings
 
 
+NO_RULES = ImageRules()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What is to become of one image.
@@ -260,7 +263,7 @@ def apply_to_sample(
         try:
             new_images[field], new_headers[field] = _rewrite(other, headers[field], change)
         except BadImageError as error:
-            raise BadImageError(error.cause, f"its field {field!r}: {error.reason}") from error
+            raise BadImageError(error.cause, f"its {field}: {error.reason}") from error
     return new_images, new_headers
 
 

@@ -35,7 +35,7 @@ from feeder.shards.packing import (
     cannot_write,
 )
 from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
-from feeder.shards.recoding import FILTERED, ImageRules
+from feeder.shards.recoding import FILTERED, NO_RULES, ImageRules
 from feeder.shards.shard_table import ShardRecord, shard_table
 from feeder.shards.sources import scan_source
 from feeder.shards.storage import flush_folder, staged_file
@@ -70,7 +70,7 @@ class BuildOptions:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
     max_pixels: int = MAX_PIXELS
-    images: ImageRules = ImageRules()
+    images: ImageRules = NO_RULES
     on_error: str = "skip"
     max_bad_fraction: float = 0.01
 

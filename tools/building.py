@@ -13,6 +13,7 @@ from feeder.resources import usable_cores
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
+from feeder.shards.recoding import FILTERED
 from feeder.shards.writing import ALWAYS_ALLOWED_BAD, BuildOptions, BuildReport, build
 from feeder.tools import console
 from feeder.tools.image_options import add_image_arguments, image_rules
@@ -148,7 +149,8 @@ def _print(report: BuildReport, seconds: float) -> None:
     print(f"built in {console.format_duration(seconds)}, {rate}, {console.format_bytes(report.size_bytes / seconds)}/s")
     if report.bad_path:
         count = len(report.bad)
-        said = f"{count:,} bad images were" if count > 1 else "1 bad image was"
+        noun = "image" if FILTERED & report.bad_by_cause.keys() else "bad image"
+        said = f"{count:,} {noun}s were" if count > 1 else f"1 {noun} was"
         print(f"\n{said} set aside, listed in {report.bad_path}:")
         console.print_table(
             ("cause", "images", "meaning"),
