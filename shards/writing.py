@@ -35,6 +35,7 @@ from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new
 from feeder.shards.packing import Advance, ShardTask, WrittenShard, no_progress
 from feeder.shards.plan_file import record_of
 from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
+from feeder.shards.recoding import NO_RULES, ImageRules
 from feeder.shards.resuming import begin
 from feeder.shards.shard_table import ShardRecord, shard_table
 from feeder.shards.sources import scan_source
@@ -56,9 +57,12 @@ class BuildOptions:
         shard_bytes: the size that tar shards do not pass (bytes); other formats put the same samples into a shard.
         shard_samples: at most this many samples in a shard, if given.
         max_pixels: images whose header names more are bad.
+        images: what is done to images, and which are left out; none of it by default. Shards are cut by the sizes in
+            the source, so that images that become smaller give smaller shards.
         on_error: ``"skip"`` sets bad images aside, ``"fail"`` stops at the first, ``"keep"`` takes them as they are.
         max_bad_fraction: with skip, more than this fraction of bad images stops the build; a few
-            (`feeder.shards.bad_samples.ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0.
+            (`feeder.shards.bad_samples.ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0. What ``images`` filters
+            is not counted.
     """
 
     format: str = "tar"
@@ -67,6 +71,7 @@ class BuildOptions:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
     max_pixels: int = MAX_PIXELS
+    images: ImageRules = NO_RULES
     on_error: str = "skip"
     max_bad_fraction: float = 0.01
 
@@ -86,8 +91,8 @@ class BuildOptions:
         """Return the options that decide the bytes of shards: to go on with a build, they must be the same."""
         options = dataclasses.asdict(self)
         del options["max_bad_fraction"]
-        options["on_error"] = "keep" if self.on_error == "keep" else "leave out"
-        return options
+        kept = {"on_error": "keep" if self.on_error == "keep" else "leave out"}
+        return options | options.pop("images") | kept
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +288,7 @@ def _task(folder: Destination, name: str, table: SampleTable, options: BuildOpti
         format=options.format,
         table=table,
         max_pixels=options.max_pixels,
+        images=options.images,
         on_error=options.on_error,
     )
 
@@ -300,6 +306,7 @@ def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptio
             "shard_bytes": options.shard_bytes,
             "shard_samples": options.shard_samples,
             "max_pixels": options.max_pixels,
+            "images": options.images.settings(),
         },
     )
 
