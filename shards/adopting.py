@@ -50,8 +50,8 @@ from feeder.shards.surveys import Survey, SurveyTask, load_survey, survey
 from feeder.shards.workers import run_tasks
 
 SCRATCH_NAME = ".adopting"
+BYTES_PER_WORKER = 256 << 20  # a process takes half a second to start, in which one alone reads as much
 _LOCK_NAME = "lock"
-_MDS_HEAD_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,7 @@ def adopt(
 
 @contextlib.contextmanager
 def _claimed(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]) -> Iterator[tuple[Path, Path]]:
-    """Yield the destination and its folder for surveys, locked; the latter goes afterwards, unless there was an error."""
+    """Yield the destination and its folder for surveys, locked; the latter goes in the end, if all is well."""
     text = os.fspath(dest)
     if is_remote(text):
         raise DestinationError(
@@ -159,8 +159,8 @@ def _claimed(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]) -> 
         yield path, scratch
         shutil.rmtree(scratch)
     except BaseException:
-        if not any(entry.name != _LOCK_NAME for entry in scratch.iterdir()):
-            shutil.rmtree(scratch)
+        if {entry.name for entry in path.glob(f"{SCRATCH_NAME}/*")} <= {_LOCK_NAME}:
+            shutil.rmtree(scratch, ignore_errors=True)
             for folder in created:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -253,8 +253,9 @@ def _run(
 ) -> int:
     """Survey the shards that have no survey yet; return how many."""
     missing = [job for job in jobs if job.load() is None]
-    advance = start(len(missing), sum(job.task.size_bytes for job in missing)) if start else None
-    processes = min(workers, max(1, len(missing)))
+    size_bytes = sum(job.task.size_bytes for job in missing)
+    advance = start(len(missing), size_bytes) if start else None
+    processes = min(workers, len(missing), 1 + size_bytes // BYTES_PER_WORKER) or 1
     with contextlib.closing(run_tasks(survey, (job.task for job in missing), processes, lock)) as finished:
         for task, _ in finished:
             if advance:

@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 
 from feeder.shards.errors import BadImageError, SourceError
-from feeder.shards.fields import FIELD_NAME, RESERVED, Field
+from feeder.shards.fields import Field
 from feeder.shards.images import HEADER_BYTES, image_format
+from feeder.shards.member_fields import field_name
 from feeder.shards.names import key_of
 from feeder.shards.storage import Folder
 
@@ -115,8 +116,12 @@ def read_mds_index(folder: Folder) -> list[MdsShard]:
         )
     try:
         shards = [_shard(record, number, where) for number, record in enumerate(records)]
+    except SourceError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SourceError(f"{where} has a shard record without {error}; copy it again from its origin") from error
+        raise SourceError(
+            f"{where} has a damaged record of a shard ({error}); copy it again from its origin"
+        ) from error
     if not shards:
         raise SourceError(f"{where} lists no shards; is the set finished?")
     for shard in shards:
@@ -156,8 +161,7 @@ def mds_fields(shard: MdsShard, first: Sequence[bytes], where: str) -> MdsFields
     """Return what the columns of a set become.
 
     The image is the column named first in `IMAGE_NAMES`, else the first of them all; other columns of images are image
-    fields of their own. Names that no field may have are mended: each run of other characters becomes ``_``, and a
-    reserved name gets ``_`` behind it.
+    fields of their own. Names that no field may have are mended by `feeder.shards.member_fields.field_name`.
 
     Args:
         shard: any shard of the set.
@@ -190,7 +194,9 @@ def mds_fields(shard: MdsShard, first: Sequence[bytes], where: str) -> MdsFields
     for number, column in enumerate(columns):
         if number in (image, label):
             continue
-        name = _field_name(column.name, fields)
+        name = field_name(column.name, fields)
+        while name in fields:
+            name += "_"
         fields[name], numbers[name] = Field(type=types[number]), number
     return MdsFields(fields=fields, columns=numbers)
 
@@ -207,14 +213,6 @@ def _type(column: MdsColumn, value: bytes) -> str:
 
 def _rank(names: Sequence[str], name: str) -> int:
     return names.index(name) if name in names else len(names)
-
-
-def _field_name(name: str, taken: Mapping[str, Field]) -> str:
-    if not FIELD_NAME.fullmatch(name):
-        name = "_".join("".join(c if c.isascii() and (c.isalnum() or c in "_-") else " " for c in name).split()) or "_"
-    while name in taken or name in RESERVED:
-        name += "_"
-    return name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for", dest="tool", choices=FOREIGN_TOOLS, help="write the index files of another loader beside tar archives"
     )
-    parser.add_argument(
-        "--replace", action="store_true", help="with --for, overwrite index files that differ"
-    )
+    parser.add_argument("--replace", action="store_true", help="with --for, overwrite index files that differ")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line, in order of their labels")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read shards (cores it may use)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -177,7 +175,5 @@ def _tars(paths: Sequence[str]) -> dict[str, list[str]]:
         splits["train"] = [open_folder(found.root).where(name) for name in found.names]
     for tar in (tar for tars in splits.values() for tar in tars):
         if is_remote(tar):
-            raise SourceError(
-                f"{tar} is behind a URL, and index files go beside local ones; copy or mount it first"
-            )
+            raise SourceError(f"{tar} is behind a URL, and index files go beside local ones; copy or mount it first")
     return splits
