@@ -176,8 +176,8 @@ def test_shards_of_different_columns_are_refused(tmp_path: Path) -> None:
 
 NO_IMAGES = {
     "pil": (
-        "the images of here are raw pixels (encoding 'pil'), ten times the bytes of an encoded image and nothing that an "
-        "image decoder reads; write the set again with the encoding 'jpeg' or 'png'"
+        "the images of here are raw pixels (encoding 'pil'), ten times the bytes of an encoded image and nothing that "
+        "an image decoder reads; write the set again with the encoding 'jpeg' or 'png'"
     ),
     "bytes": (
         "no column of here holds encoded images (x: bytes); expected one with the encoding 'jpeg' or 'png', or 'bytes' "
