@@ -156,17 +156,26 @@ def _claimed(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]) -> 
     try:
         share_marker(descriptor, path, fcntl.LOCK_EX)
         share_marker(descriptor, path)  # the workers hold it, too
-        yield path, scratch
+        _refuse_others(path, splits)  # another adoption may have finished since
+        with _removed_if_empty(path, created):
+            yield path, scratch
         shutil.rmtree(scratch)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(path: Path, created: Sequence[Path]) -> Iterator[None]:
+    """Leave nothing behind after an error, if no survey was written."""
+    try:
+        yield
     except BaseException:
         if {entry.name for entry in path.glob(f"{SCRATCH_NAME}/*")} <= {_LOCK_NAME}:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(path / SCRATCH_NAME, ignore_errors=True)
             for folder in created:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
         raise
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_others(path: Path, splits: Sequence[AdoptableSplit]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
-from feeder.shards.adoptable import find_tars
+from feeder.shards.adoptable import find_adoptable
 from feeder.shards.adopting import AdoptedDataset, AdoptReport, adopt
 from feeder.shards.errors import SourceError
 from feeder.shards.foreign_indexes import FOREIGN_TOOLS, ForeignIndexes, write_foreign_indexes
@@ -27,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``feeder index``."""
     parser.epilog = (
         "Without --for, SOURCE may be tar archives (also 's3://bucket/train-{000000..000146}.tar' and what img2dataset "
-        "writes), their folder, an MDS set of MosaicML Streaming, or a folder of images; DEST gets a manifest and an "
-        "index for each shard, and is then a dataset. With --for, SOURCE is a dataset or tar archives, and there is no DEST."
+        "writes), their folder, an MDS set of MosaicML Streaming, or a folder of images; DEST gets a manifest and "
+        "an index for each shard, and is then a dataset. With --for, SOURCE is a dataset or tar archives; there is no "
+        "DEST."
     )
     parser.add_argument("paths", nargs="+", metavar="SOURCE… DEST", help="what to adopt, and a new or empty folder")
     parser.add_argument(
@@ -158,22 +160,27 @@ def _foreign_document(report: ForeignIndexes) -> dict[str, Any]:
 
 
 def _tars(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Return the local tar archives of datasets, or those that paths and patterns name, by split."""
-    datasets = find_datasets(paths[0]) if len(paths) == 1 and "{" not in paths[0] else []
+    """Return the local tar archives of datasets, or those that paths, patterns or a folder name, by split."""
     splits: dict[str, list[str]] = {}
+    remote = next((path for path in paths if is_remote(path)), None)
+    datasets = find_datasets(paths[0]) if remote is None and len(paths) == 1 and os.path.isdir(paths[0]) else []
     for dataset in datasets:
         manifest = load_manifest(dataset)
-        if manifest.format != "tar":
-            raise SourceError(
-                f"the shards of {dataset} are of the format {manifest.format!r}, and other loaders read tar; make tar "
-                "shards with 'feeder convert --format tar'"
-            )
-        folder = open_folder(manifest.origin or dataset)
-        splits[manifest.split or "train"] = [folder.where(name) for name in manifest.shards.names]
-    if not datasets:
-        found = find_tars(paths)
-        splits["train"] = [open_folder(found.root).where(name) for name in found.names]
-    for tar in (tar for tars in splits.values() for tar in tars):
-        if is_remote(tar):
-            raise SourceError(f"{tar} is behind a URL, and index files go beside local ones; copy or mount it first")
+        root = manifest.origin or dataset
+        remote = remote or (root if is_remote(root) else None)
+        splits[manifest.split or "train"] = [open_folder(root).where(name) for name in manifest.shards.names]
+        _refuse_other_formats(manifest.format, dataset)
+    if remote is not None:
+        raise SourceError(f"{remote} is behind a URL, and index files go beside local archives; copy or mount it first")
+    for found in () if datasets else find_adoptable(paths, SourceOptions()):
+        _refuse_other_formats(found.format, found.root)
+        splits[found.split or "train"] = [open_folder(found.root).where(name) for name in found.names]
     return splits
+
+
+def _refuse_other_formats(shard_format: str, where: str) -> None:
+    if shard_format != "tar":
+        raise SourceError(
+            f"the shards of {where} are of the format {shard_format!r}, and other loaders read tar; make tar shards with "
+            "'feeder convert --format tar'"
+        )

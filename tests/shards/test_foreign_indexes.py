@@ -1,6 +1,5 @@
 """Index files for DALI and energon, held against the tools' own algorithms over `tarfile` of the standard library."""
 
-import io
 import itertools
 import json
 import os
@@ -14,34 +13,27 @@ import pytest
 
 from feeder.shards.errors import DestinationError, SourceError
 from feeder.shards.foreign_indexes import write_foreign_indexes
-
-FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}
-
-
-def add(archive: tarfile.TarFile, name: str, data: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.type, member.linkname = len(data), kind, link
-    archive.addfile(member, io.BytesIO(data))
+from tests.tar_archives import FORMATS, add_member
 
 
 def odd_archive(path: Path, kind: str) -> str:
     """Write an archive with what other programs leave out, long names where the format has them, and empty members."""
     with tarfile.open(path, "w", format=FORMATS[kind]) as archive:
-        add(archive, "d", b"", tarfile.DIRTYPE)
-        add(archive, "d/0001.jpg", b"x" * 1000)
-        add(archive, "d/0001.cls", b"3")
-        add(archive, "d/0002.seg.png", b"")
-        add(archive, "d/0002.jpg", b"y" * 512)
+        add_member(archive, "d", b"", tarfile.DIRTYPE)
+        add_member(archive, "d/0001.jpg", b"x" * 1000)
+        add_member(archive, "d/0001.cls", b"3")
+        add_member(archive, "d/0002.seg.png", b"")
+        add_member(archive, "d/0002.jpg", b"y" * 512)
         if kind != "ustar":
-            add(archive, "d/" + "l" * 150 + ".jpg", b"z" * 700)
-            add(archive, "d/" + "l" * 150 + ".txt", b"hello")
-        add(archive, "e/.hidden.jpg", b"h")
-        add(archive, "README", b"r")
-        add(archive, "__meta__/x.json", b"{}")
-        add(archive, "d/link.jpg", b"", tarfile.SYMTYPE, "0001.jpg")
-        add(archive, "d/0003.jpg", b"k" * 1024)
-        add(archive, "d/0003.cls", b"2")
-        add(archive, "f", b"", tarfile.DIRTYPE)
+            add_member(archive, "d/" + "l" * 150 + ".jpg", b"z" * 700)
+            add_member(archive, "d/" + "l" * 150 + ".txt", b"hello")
+        add_member(archive, "e/.hidden.jpg", b"h")
+        add_member(archive, "README", b"r")
+        add_member(archive, "__meta__/x.json", b"{}")
+        add_member(archive, "d/link.jpg", b"", tarfile.SYMTYPE, "0001.jpg")
+        add_member(archive, "d/0003.jpg", b"k" * 1024)
+        add_member(archive, "d/0003.cls", b"2")
+        add_member(archive, "f", b"", tarfile.DIRTYPE)
     return str(path)
 
 
@@ -164,7 +156,7 @@ def test_a_file_that_says_something_else_is_overwritten_only_if_asked(tmp_path: 
 
 def test_a_name_with_a_space_cannot_stand_in_the_index_for_dali(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        add(archive, "my cat.jpg", b"x")
+        add_member(archive, "my cat.jpg", b"x")
     with pytest.raises(SourceError) as caught:
         write_foreign_indexes({"train": [str(tmp_path / "a.tar")]}, "dali")
     assert str(caught.value) == (
