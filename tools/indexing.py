@@ -181,6 +181,6 @@ def _tars(paths: Sequence[str]) -> dict[str, list[str]]:
 def _refuse_other_formats(shard_format: str, where: str) -> None:
     if shard_format != "tar":
         raise SourceError(
-            f"the shards of {where} are of the format {shard_format!r}, and other loaders read tar; make tar shards with "
-            "'feeder convert --format tar'"
+            f"the shards of {where} are of the format {shard_format!r}, and other loaders read tar; make tar shards "
+            "with 'feeder convert --format tar'"
         )

@@ -485,8 +485,8 @@ def test_fields_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         adopt(str(tmp_path / "{0,1}.tar"), tmp_path / "out")
     assert str(caught.value) == (
-        f"the column 'size' holds string in {tmp_path}/1.tar but int64 in {tmp_path}/0.tar; adopt them as two datasets, "
-        "or write one of them again"
+        f"the column 'size' holds string in {tmp_path}/1.tar but int64 in {tmp_path}/0.tar; adopt them as two "
+        "datasets, or write one of them again"
     )
 
 

@@ -72,7 +72,8 @@ def test_labels_in_runs_bring_a_warning(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["index", str(tmp_path / "built" / "shard-000000.tar"), str(tmp_path / "out"), "-q"]) == 0
     assert capsys.readouterr().err == (
         f"feeder: warning: the labels of {tmp_path}/out come in runs, though it is taken as shuffled: training "
-        "shuffles within a window of shards; rewrite it in random order with 'feeder convert', or train with window_shards='all'\n"
+        "shuffles within a window of shards; rewrite it in random order with 'feeder convert', or train with "
+        "window_shards='all'\n"
     )
 
 
