@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from feeder.shards.errors import SourceError
+from feeder.shards.recoding import FILTERED
 from feeder.shards.table import SampleTable
 
 ALWAYS_ALLOWED_BAD = 10  # bad images that no fraction forbids: one bad file in a folder of fifty is no reason to stop
@@ -51,6 +52,7 @@ class BadLimit:
 
     Args:
         fraction: of all samples, the most that may be bad; a few (`ALWAYS_ALLOWED_BAD`) always may, unless it is 0.
+            What filters left out is not counted.
         total: the samples of all splits.
     """
 
@@ -63,10 +65,10 @@ class BadLimit:
     def count(self, table: SampleTable, bad: Sequence[BadImage]) -> None:
         """Count bad images of a table; `SourceError` if there are too many now."""
         self._causes.update(image.cause for image in bad)
-        if bad and self._causes.total() > self._allowed:
-            example = bad[0]
+        unwanted = sum(count for cause, count in self._causes.items() if cause not in FILTERED)
+        if unwanted > self._allowed and (example := next((one for one in bad if one.cause not in FILTERED), None)):
             raise SourceError(
-                f"too many bad images: {self._causes.total()} of {self._total} so far ({self.described()}), such as "
+                f"too many bad images: {unwanted} of {self._total} so far ({self.described()}), such as "
                 f"{os.path.join(table.root, example.source)}: {example.reason}; repair the source, or allow more than "
                 f"{self._allowed} with --max-bad-fraction (now {self._fraction:g})"
             )

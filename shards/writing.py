@@ -35,6 +35,7 @@ from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new
 from feeder.shards.packing import Advance, ShardTask, WrittenShard, no_progress
 from feeder.shards.plan_file import record_of
 from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
+from feeder.shards.recoding import NO_RULES, ImageRules
 from feeder.shards.resuming import begin
 from feeder.shards.shard_table import ShardRecord, shard_table
 from feeder.shards.sources import scan_source
@@ -56,9 +57,12 @@ class BuildOptions:
         shard_bytes: the size that tar shards do not pass (bytes); other formats put the same samples into a shard.
         shard_samples: at most this many samples in a shard, if given.
         max_pixels: images whose header names more are bad.
+        images: what is done to images, and which are left out; none of it by default. Shards are cut by the sizes in
+            the source, so that images that become smaller give smaller shards.
         on_error: ``"skip"`` sets bad images aside, ``"fail"`` stops at the first, ``"keep"`` takes them as they are.
         max_bad_fraction: with skip, more than this fraction of bad images stops the build; a few
-            (`feeder.shards.bad_samples.ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0.
+            (`feeder.shards.bad_samples.ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0. What ``images`` filters
+            is not counted.
     """
 
     format: str = "tar"
@@ -67,6 +71,7 @@ class BuildOptions:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
     max_pixels: int = MAX_PIXELS
+    images: ImageRules = NO_RULES
     on_error: str = "skip"
     max_bad_fraction: float = 0.01
 
@@ -84,10 +89,10 @@ class BuildOptions:
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that decide the bytes of shards: to go on with a build, they must be the same."""
-        options = dataclasses.asdict(self)
-        del options["max_bad_fraction"]
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del options["images"], options["max_bad_fraction"]
         options["on_error"] = "keep" if self.on_error == "keep" else "leave out"
-        return options
+        return options | dataclasses.asdict(self.images)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +112,15 @@ class BuildReport:
         bad: the images set aside, in the order of the source.
         bad_path: the file that lists them, or None when there are none.
         resumed_shards: shards that an interrupted build had finished before.
+        written_samples, written_bytes: what this one added, as it counts for its speed.
     """
 
     datasets: list[BuiltDataset]
     bad: list[BadImage]
     bad_path: Path | str | None
-    resumed_shards: int = 0
+    resumed_shards: int
+    written_samples: int
+    written_bytes: int
 
     @property
     def num_samples(self) -> int:
@@ -213,7 +221,7 @@ def write_tables(
     record = record_of(tables, plans, options.deciding())
     finished = begin(folder, record, tables, plans, options.format, restart=restart)
     if finished is None:
-        return _committed(folder, tables, resumed_shards=sum(map(len, plans)))
+        return _committed(folder, tables)
     total = sum(map(len, tables))
     advance = start(total - sum(shard.planned for shard in finished.values())) if start else no_progress
     limit = BadLimit(options.max_bad_fraction, total)
@@ -222,7 +230,8 @@ def write_tables(
         for table, plan in zip(tables, plans, strict=True)
     ]
     _commit(claim, tables, written, options)
-    return _committed(folder, tables, resumed_shards=len(finished))
+    new = [one for shards in written for name, one in shards.items() if name not in finished]
+    return _committed(folder, tables, [one.shard for one in new if one.shard is not None])
 
 
 def _checked(options: BuildOptions | None, workers: int) -> BuildOptions:
@@ -249,8 +258,8 @@ def _write_split(
     workers: int,
     limit: BadLimit,
     advance: Advance,
-) -> list[WrittenShard]:
-    """Write the shards of a split that are not finished; return all of them, in order."""
+) -> dict[str, WrittenShard]:
+    """Write the shards of a split that are not finished; return all of them by name, in order."""
     names = [table.prefix + shard_name(number, options.format) for number in range(len(plan))]
     shards = {name: finished[name] for name in names if name in finished}
     for shard in shards.values():
@@ -269,7 +278,7 @@ def _write_split(
             shards[task.name] = shard
     if not any(shard.shard for shard in shards.values()):
         raise SourceError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
-    return [shards[name] for name in names]
+    return {name: shards[name] for name in names}
 
 
 def _task(folder: Destination, name: str, table: SampleTable, options: BuildOptions) -> ShardTask:
@@ -279,6 +288,7 @@ def _task(folder: Destination, name: str, table: SampleTable, options: BuildOpti
         format=options.format,
         table=table,
         max_pixels=options.max_pixels,
+        images=options.images,
         on_error=options.on_error,
     )
 
@@ -296,6 +306,7 @@ def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptio
             "shard_bytes": options.shard_bytes,
             "shard_samples": options.shard_samples,
             "max_pixels": options.max_pixels,
+            "images": options.images.settings(),
         },
     )
 
@@ -307,11 +318,11 @@ def _in_source_order(table: SampleTable, written: Sequence[WrittenShard]) -> lis
 
 
 def _commit(
-    claim: Claim, tables: Sequence[SampleTable], written: Sequence[Sequence[WrittenShard]], options: BuildOptions
+    claim: Claim, tables: Sequence[SampleTable], written: Sequence[Mapping[str, WrittenShard]], options: BuildOptions
 ) -> None:
     """Write the list of bad images, make everything durable, then write the manifests."""
     folder = claim.folder
-    parts = list(zip(tables, written, strict=True))
+    parts = [(table, list(shards.values())) for table, shards in zip(tables, written, strict=True)]
     bad = [image for table, shards in parts for image in _in_source_order(table, shards)]
     if bad:
         folder.put(BAD_IMAGES_NAME, bad_lines(bad))
@@ -323,7 +334,7 @@ def _commit(
     folder.flush()
 
 
-def _committed(folder: Destination, tables: Sequence[SampleTable], resumed_shards: int) -> BuildReport:
+def _committed(folder: Destination, tables: Sequence[SampleTable], new: Sequence[ShardRecord] = ()) -> BuildReport:
     """Remove what only a build needs, the plan last; return the report of what stands now."""
     files = folder.files()
     folder.remove([*(name for name in files if name.endswith(BAD_LIST)), PLAN_NAME])
@@ -337,7 +348,9 @@ def _committed(folder: Destination, tables: Sequence[SampleTable], resumed_shard
         ],
         bad=parse_bad(folder.read(BAD_IMAGES_NAME)) if listed else [],
         bad_path=_place(folder, BAD_IMAGES_NAME) if listed else None,
-        resumed_shards=resumed_shards,
+        resumed_shards=sum(len(manifest.shards) for manifest in manifests) - len(new),
+        written_samples=sum(shard.samples for shard in new),
+        written_bytes=sum(shard.size_bytes for shard in new),
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from feeder.shards.destinations import local, remote
 from feeder.shards.destinations.protocol import PLAN_NAME, Claim
 from feeder.shards.errors import DestinationError, ResumeError
+from feeder.shards.index import index_name
 from feeder.shards.manifest import MANIFEST_NAME
 from feeder.shards.storage import is_remote, local_path
 
-_RECORDS = (".idx.arrow", ".bad.jsonl")  # what is written last of a shard
+_RECORD = index_name("x.tar")[1:]  # ends the name of what is written last of a shard
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def _leave(claim: Claim, error: BaseException) -> None:
     if PLAN_NAME not in files and any(name.rpartition("/")[2] == MANIFEST_NAME for name in files):
         claim.finish()  # all but this was done when its build was killed
         return
-    finished = {name.partition(".")[0] for name in files if name.endswith(_RECORDS)}
+    finished = {name.partition(".")[0] for name in files if name.endswith(_RECORD)}
     if PLAN_NAME not in files or not finished:
         claim.discard()
         return

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from feeder.shards.errors import SourceError
-from feeder.shards.sources import UNREADABLE, scan_source
+from feeder.shards.sources.folders import scan_source
+from feeder.shards.table import UNREADABLE
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -128,7 +129,6 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         tmp_path / "file.jpg": f"source {tmp_path}/file.jpg is a file, expected a folder of images",
         tmp_path / "mixed": f"{tmp_path}/mixed holds both class folders (a, …) and images beside them (2.jpg, …), so "
         "their label is unknown; move those images into class folders, or away",
-        "s3://bucket/x": "source s3://bucket/x is a URL, expected a local folder of images; copy or mount it first",
     }
     for source, sentence in sentences.items():
         with pytest.raises(SourceError) as caught:
