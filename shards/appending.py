@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from feeder.shards.manifest import Manifest
 from feeder.shards.packing import Advance, ShardTask, WrittenShard, no_progress
 from feeder.shards.planning import plan_shards
 from feeder.shards.reading import load_index
+from feeder.shards.recoding import NO_RULES, ImageRules, Resize
 from feeder.shards.shard_table import ShardTable, shard_table
 from feeder.shards.table import SampleTable
 from feeder.shards.workers import write_shards
@@ -132,17 +134,24 @@ def _refuse_adopted(change: Change) -> None:
 
 def _options(manifest: Manifest, on_error: str, max_bad_fraction: float) -> BuildOptions:
     """Return the settings that a dataset was built with, as far as it says."""
-    settings = {
-        name: manifest.build[name] for name in ("shard_bytes", "shard_samples", "max_pixels") if name in manifest.build
-    }
+    names = ("shard_bytes", "shard_samples", "max_pixels")
     return BuildOptions(
         format=manifest.format,
         seed=manifest.shuffle_seed or 0,
         shuffle=manifest.shuffled,
+        images=_image_rules(manifest.build.get("images")),
         on_error=on_error,
         max_bad_fraction=max_bad_fraction,
-        **settings,
+        **{name: manifest.build[name] for name in names if name in manifest.build},
     )
+
+
+def _image_rules(settings: Mapping[str, Any] | None) -> ImageRules:
+    """Return the rules for images that a manifest states; see `feeder.shards.recoding.ImageRules.settings`."""
+    if settings is None:
+        return NO_RULES
+    resize = Resize.parse(settings["resize"]) if settings["resize"] else None
+    return ImageRules(**{**settings, "resize": resize})
 
 
 def _aligned(change: Change, table: SampleTable) -> SampleTable:
@@ -208,6 +217,7 @@ def _write(
             format=options.format,
             table=table.take(rows),
             max_pixels=options.max_pixels,
+            images=options.images,
             on_error=options.on_error,
         )
         for number, rows in enumerate(plan)

@@ -18,8 +18,8 @@ from feeder.tools import console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``feeder append``."""
-    parser.description = (
-        "Add the samples of a source to a dataset, in new shards of its format and with its settings. New classes get "
+    parser.epilog = (
+        "The samples go into new shards, of the dataset's format and with the settings of its build. New classes get "
         "numbers behind those that there are."
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset made by 'feeder build': one split")

@@ -14,6 +14,7 @@ from feeder.shards.dropping import drop
 from feeder.shards.errors import SourceError
 from feeder.shards.manifest import load_manifest
 from feeder.shards.reading import open_dataset
+from feeder.shards.recoding import ImageRules, Resize
 from feeder.shards.sources import scan_source
 from feeder.shards.table import SampleTable
 from feeder.shards.verify import verify
@@ -119,6 +120,18 @@ def test_a_source_with_nothing_good_leaves_nothing(dataset: Path, tmp_path: Path
     with pytest.raises(SourceError, match="^no good image in .*: all 1 are bad, 1 not an image$"):
         append(dataset, table(tmp_path / "more"))
     assert {path.name for path in dataset.rglob("*")} == before
+
+
+def test_the_image_rules_of_the_build_hold(image_folder: Path, tmp_path: Path) -> None:
+    rules = ImageRules(resize=Resize.parse("longer=48"), min_side=30)
+    build(image_folder, tmp_path / "dataset", BuildOptions(images=rules))
+    more = write_image_folder(tmp_path / "more", classes=("dog",))
+    append(tmp_path / "dataset", table(more))
+    alone = build(more, tmp_path / "alone", BuildOptions(images=rules)).datasets[0].manifest
+    manifest = load_manifest(tmp_path / "dataset")
+    assert manifest.shards.digests[-1:] == alone.shards.digests
+    rows = open_dataset(tmp_path / "dataset").describe(np.arange(36, manifest.num_samples))
+    assert max(rows.widths.max(), rows.heights.max()) <= 48
 
 
 def test_several_processes_write_the_same(dataset: Path, image_folder: Path, tmp_path: Path) -> None:
