@@ -183,6 +183,9 @@ class ImageRules:
         return settings
 
 
+NO_RULES = ImageRules()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What is to become of one image.
@@ -260,12 +263,14 @@ def apply_to_sample(
         try:
             new_images[field], new_headers[field] = _rewrite(other, headers[field], change)
         except BadImageError as error:
-            raise BadImageError(error.cause, f"its field {field!r}: {error.reason}") from error
+            raise BadImageError(error.cause, f"its {field}: {error.reason}") from error
     return new_images, new_headers
 
 
 def _filter(rules: ImageRules, header: ImageHeader) -> None:
     """Raise BadImageError for an image that the filters leave out."""
+    if not header.format:  # kept though its header cannot be read: of unknown size
+        return
     _, width, height = header
     shorter, longer = sorted((width, height))
     if rules.min_side is not None and shorter < rules.min_side:
@@ -312,7 +317,9 @@ def _swapped(size: Size, turn: int) -> Size:
 
 def _rewrite(data: bytes, header: ImageHeader, change: Change) -> tuple[bytes, ImageHeader]:
     """Return the changed image and its header, or the given ones where nothing changes."""
-    if change.size == (header.width, header.height) and change.turn == UPRIGHT and not change.rgb:
+    if not header.format or (
+        change.size == (header.width, header.height) and change.turn == UPRIGHT and not change.rgb
+    ):
         return data, header
     if header.width * header.height > MAX_PIXELS:
         raise BadImageError("too large", f"it has {header.width}×{header.height} pixels, more than {MAX_PIXELS}")

@@ -539,7 +539,7 @@ def test_a_mask_that_cannot_be_decoded_is_named() -> None:
     mask = bytearray(encoded(2, format="PNG"))
     mask[60:80] = bytes(20)
     images, headers = sample(image=encoded(1), mask=bytes(mask))
-    with pytest.raises(BadImageError, match=r"^its field 'mask': it cannot be decoded as png: ") as caught:
+    with pytest.raises(BadImageError, match=r"^its mask: it cannot be decoded as png: ") as caught:
         apply_to_sample(SHORTER, images, headers)
     assert caught.value.cause == "undecodable"
 
