@@ -12,11 +12,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar
 
 from feeder.interrupts import workers_ignore_interrupts
 from feeder.shards.destination import share_marker
 from feeder.shards.errors import DestinationError
 from feeder.shards.packing import ShardTask, WrittenShard, write_shard
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 _QUEUED_PER_WORKER = 2  # one being written and one waiting: tasks hold paths, and there may be millions
 
@@ -40,31 +44,53 @@ def write_shards(
         for task in tasks:
             yield write_shard(task, advance)
         return
+    with contextlib.closing(run_tasks(write_shard, tasks, workers, marker)) as finished:
+        for task, shard in finished:
+            advance(len(task.table))
+            yield shard
+
+
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, marker: Path
+) -> Generator[tuple[Task, Result], None, None]:
+    """Yield (task, function(task)) in any order as they get ready; closing it stops the workers.
+
+    Args:
+        function: one of a module, so that it can be sent to processes.
+        tasks: its arguments.
+        workers: processes; with 1 all is done in this process.
+        marker: the locked marker of the destination.
+
+    Raises:
+        DestinationError: a worker died.
+    """
+    if workers == 1:
+        for task in tasks:
+            yield task, function(task)
+        return
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(str(marker),)
     )
     try:
-        for task, shard in _finished(pool, tasks, workers * _QUEUED_PER_WORKER):
-            advance(len(task.table))
-            yield shard
+        yield from _finished(pool, function, tasks, workers * _QUEUED_PER_WORKER)
     except BrokenProcessPool as error:
         raise DestinationError(
-            "a worker process of the build died; if the machine ran out of memory, run it again with fewer --workers"
+            "a worker process died; if the machine ran out of memory, run it again with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _finished(
-    pool: ProcessPoolExecutor, tasks: Iterable[ShardTask], in_flight: int
-) -> Iterator[tuple[ShardTask, WrittenShard]]:
-    """Yield (task, shard) as shards get ready, with at most `in_flight` tasks submitted at a time."""
-    pending: dict[Future[WrittenShard], ShardTask] = {}
+    pool: ProcessPoolExecutor, function: Callable[[Task], Result], tasks: Iterable[Task], in_flight: int
+) -> Iterator[tuple[Task, Result]]:
+    """Yield (task, result) as they get ready, with at most `in_flight` tasks submitted at a time."""
+    pending: dict[Future[Result], Task] = {}
     remaining = iter(tasks)
     while True:
         while len(pending) < in_flight and (task := next(remaining, None)) is not None:
             with workers_ignore_interrupts():  # submitting starts them
-                pending[pool.submit(write_shard, task)] = task
+                pending[pool.submit(function, task)] = task
         if not pending:
             return
         for future in wait(pending, return_when=FIRST_COMPLETED).done:

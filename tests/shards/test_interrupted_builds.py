@@ -353,7 +353,7 @@ def test_a_dead_worker_is_one_sentence(source: Path, tmp_path: Path, monkeypatch
     with pytest.raises(DestinationError) as caught:
         build(source, tmp_path / "out", OPTIONS, workers=2)
     assert str(caught.value) == (
-        "a worker process of the build died; if the machine ran out of memory, run it again with fewer --workers"
+        "a worker process died; if the machine ran out of memory, run it again with fewer --workers"
     )
     assert not (tmp_path / "out").exists()
 
