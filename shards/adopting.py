@@ -14,9 +14,7 @@ What an adoption promises, in order; if the code disagrees, the code is wrong:
 
 import contextlib
 import dataclasses
-import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,20 +36,18 @@ from feeder.shards.adopted import (
     mds_fields_adopted,
     tar_fields,
 )
-from feeder.shards.destination import share_marker
+from feeder.shards.adoption_folder import LOCK_NAME, claim_adoption, is_in_place, split_folder
 from feeder.shards.errors import DestinationError, ShardsError, SourceError
 from feeder.shards.index import encode_index, index_name
-from feeder.shards.manifest import MANIFEST_NAME, Manifest, new_manifest, save_manifest
+from feeder.shards.manifest import Manifest, new_manifest, save_manifest
 from feeder.shards.mds import MdsFields, MdsShard, mds_fields, walk_mds
 from feeder.shards.shard_table import ShardRecord, segment_starts, shard_table
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.storage import flush_folder, is_remote, local_path, open_folder, staged_file
+from feeder.shards.storage import flush_folder, open_folder, staged_file
 from feeder.shards.surveys import Survey, SurveyTask, load_survey, survey
 from feeder.shards.workers import run_tasks
 
-SCRATCH_NAME = ".adopting"
 BYTES_PER_WORKER = 256 << 20  # a process takes half a second to start, in which one alone reads as much
-_LOCK_NAME = "lock"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +114,10 @@ def adopt(
     options = options or SourceOptions()
     listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     splits = find_adoptable(listed, options)
-    with _claimed(dest, splits) as (path, scratch):
+    with claim_adoption(dest, splits) as (path, scratch):
         try:
             jobs = [job for split in splits for job in _jobs(split, scratch)]
-            surveyed = _run(jobs, workers, scratch / _LOCK_NAME, start)
+            surveyed = _run(jobs, workers, scratch / LOCK_NAME, start)
             datasets = _commit(path, splits, jobs, options)
         except ShardsError:
             raise
@@ -131,76 +127,6 @@ def adopt(
                 "the command again: what was read is kept"
             ) from error
     return AdoptReport(datasets=datasets, surveyed=surveyed, kept=len(jobs) - surveyed)
-
-
-# Destination ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _claimed(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]) -> Iterator[tuple[Path, Path]]:
-    """Yield the destination and its folder for surveys, locked; the latter goes in the end, if all is well."""
-    text = os.fspath(dest)
-    if is_remote(text):
-        raise DestinationError(
-            f"destination {text} is a URL, expected a local folder; adopt into a local folder, then upload that"
-        )
-    path = Path(os.path.abspath(local_path(text)))
-    scratch = path / SCRATCH_NAME
-    created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        _refuse_others(path, splits)
-        scratch.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(scratch / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise DestinationError(f"cannot write {path}: {error.strerror or error}; choose another destination") from error
-    try:
-        share_marker(descriptor, path, fcntl.LOCK_EX)
-        share_marker(descriptor, path)  # the workers hold it, too
-        _refuse_others(path, splits)  # another adoption may have finished since
-        with _removed_if_empty(path, created):
-            yield path, scratch
-        shutil.rmtree(scratch)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _removed_if_empty(path: Path, created: Sequence[Path]) -> Iterator[None]:
-    """Leave nothing behind after an error, if no survey was written."""
-    try:
-        yield
-    except BaseException:
-        if {entry.name for entry in path.glob(f"{SCRATCH_NAME}/*")} <= {_LOCK_NAME}:
-            shutil.rmtree(path / SCRATCH_NAME, ignore_errors=True)
-            for folder in created:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-        raise
-
-
-def _refuse_others(path: Path, splits: Sequence[AdoptableSplit]) -> None:
-    """Raise `DestinationError` if a destination holds anything but the shards themselves, or an earlier attempt."""
-    if path.exists() and not path.is_dir():
-        raise DestinationError(f"destination {path} is a file, expected a folder")
-    for split in splits:
-        folder = _folder(path, split)
-        if (folder / MANIFEST_NAME).exists():
-            raise DestinationError(f"destination {folder} holds a dataset already; choose another destination")
-    if path.is_dir() and not (path / SCRATCH_NAME).exists() and not any(_in_place(path, split) for split in splits):
-        for entry in sorted(path.iterdir()):
-            raise DestinationError(
-                f"destination {path} is not empty: it holds {entry.name}; choose another destination, empty the folder "
-                "yourself, or give the folder of the data itself"
-            )
-
-
-def _folder(path: Path, split: AdoptableSplit) -> Path:
-    return path / split.split if split.split else path
-
-
-def _in_place(path: Path, split: AdoptableSplit) -> bool:
-    """Say whether the manifest will stand in the folder of the shards."""
-    return not is_remote(split.root) and os.path.realpath(_folder(path, split)) == os.path.realpath(split.root)
 
 
 # Surveys -------------------------------------------------------------------------------------------------------------
@@ -340,7 +266,7 @@ def _write_indexes(
     classes: tuple[str, ...],
 ) -> AdoptedDataset:
     """Write the indexes of a split; return its dataset, whose manifest is not written yet."""
-    folder = _folder(path, split)
+    folder = split_folder(path, split)
     order = SortedLabels()
     records = []
     unreadable = dropped = 0
@@ -367,7 +293,7 @@ def _write_indexes(
         shuffled=shuffled,
         build={"adopted": True},
         shard_format=split.format,
-        origin=None if _in_place(path, split) else split.root,
+        origin=None if is_in_place(path, split) else split.root,
     )
     return AdoptedDataset(
         path=folder,

@@ -4,6 +4,9 @@ import gzip
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -374,6 +377,41 @@ def test_a_shard_of_another_size_is_read_again(image_folder: Path, tmp_path: Pat
     assert (report.surveyed, report.kept) == (2, 2)
     assert everything(tmp_path / "out")[1][0] == encoded(1)
     assert_whole(tmp_path / "out")
+
+
+KILLED = """
+import os, signal, sys
+from feeder.shards import adopting
+source, dest, moment = sys.argv[1], sys.argv[2], int(sys.argv[3])
+count = 0
+
+def counted(function):
+    def call(*arguments):
+        global count
+        result = function(*arguments)
+        count += 1
+        if count == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+
+for name in ("survey", "_write_index", "save_manifest"):
+    setattr(adopting, name, counted(getattr(adopting, name)))
+adopting.adopt(source, dest)
+"""
+
+
+@pytest.mark.parametrize("moment", [1, 3, 6, 8])  # 3 surveys, 3 indexes and 2 manifests
+def test_an_adoption_that_was_killed_ends_like_an_undisturbed_one(moment: int, tmp_path: Path) -> None:
+    write_tar(tmp_path / "data" / "train" / "0.tar", [("0.jpg", encoded(0)), ("0.cls", b"0")])
+    write_tar(tmp_path / "data" / "train" / "1.tar", [("1.jpg", encoded(1)), ("1.cls", b"1")])
+    write_tar(tmp_path / "data" / "val" / "0.tar", [("2.jpg", encoded(2)), ("2.cls", b"2")])
+    adopt(tmp_path / "data", tmp_path / "undisturbed")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "data"), str(tmp_path / "out"), str(moment)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    report = adopt(tmp_path / "data", tmp_path / "out")
+    assert report.kept == min(moment, 3)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
 def test_two_at_one_destination_do_not_meet(image_folder: Path, tmp_path: Path) -> None:
