@@ -15,6 +15,8 @@ from feeder.shards.images import UNKNOWN_FORMAT
 from feeder.shards.index import column_type, index_columns
 from feeder.shards.mds import MdsFields
 from feeder.shards.member_fields import MemberField, field_name, member_fields, member_values
+from feeder.shards.members import TarSamples
+from feeder.shards.names import PathTable
 from feeder.shards.sources.labels import integer_classes, number_classes
 from feeder.shards.surveys import Survey
 
@@ -172,8 +174,16 @@ def column_values(survey: Survey, field: AdoptedField, where: str) -> pa.Array:
     contents = {part: survey.table.column(f"{part}.content") for part in field.parts if f"{part}.content" in names}
     if not contents:
         return pa.nulls(len(survey), kind)
-    member = MemberField(name=field.name, field=field.field, extensions=field.parts)
-    return member_values(member, contents, where, survey.table.column("key").to_pylist())
+    samples = TarSamples(
+        where=where,
+        size_bytes=survey.size_bytes,
+        keys=PathTable(survey.table.column("key").to_pylist()),
+        offsets={},
+        sizes={},
+        contents=contents,
+        damage="",
+    )
+    return member_values(MemberField(name=field.name, field=field.field, extensions=field.parts), samples)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +208,12 @@ class AdoptedIndex:
 
 
 def adopted_index(
-    survey: Survey, shard: str, fields: Sequence[AdoptedField], values: Mapping[str, pa.Array], labels: Labels
+    survey: Survey,
+    shard: str,
+    fields: Sequence[AdoptedField],
+    values: Mapping[str, pa.Array],
+    labels: Labels,
+    prefix: str | None = None,
 ) -> AdoptedIndex:
     """Return the index of a shard.
 
@@ -208,11 +223,12 @@ def adopted_index(
         fields: those of the dataset.
         values: of each column field, its `column_values`.
         labels: which have settled.
+        prefix: stands before all keys, where two shards hold samples of the same key.
     """
     image = _merged(survey, fields[0].parts, _PLACE | _HEADER)
     rows = np.flatnonzero(image["size"] != ABSENT)
     keys = survey.table.column("key").take(pa.array(rows))
-    columns: dict[str, Any] = {"key": keys}
+    columns: dict[str, Any] = {"key": keys if prefix is None else pc.binary_join_element_wise(prefix, keys, "/")}
     ends = np.zeros(len(rows), np.int64)
     numbers = np.full(len(rows), -1, np.int64)
     for field in fields:

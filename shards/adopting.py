@@ -15,7 +15,7 @@ What an adoption promises, in order; if the code disagrees, the code is wrong:
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from feeder.shards.manifest import Manifest, new_manifest, save_manifest
 from feeder.shards.mds import MdsFields, MdsShard, mds_fields, walk_mds
 from feeder.shards.shard_table import ShardRecord, segment_starts, shard_table
 from feeder.shards.sources.options import SourceOptions
+from feeder.shards.sources.webdataset import archive_prefixes
 from feeder.shards.storage import flush_folder, open_folder, staged_file
 from feeder.shards.surveys import Survey, SurveyTask, load_survey, survey
 from feeder.shards.workers import run_tasks
@@ -132,7 +133,7 @@ def adopt(
 # Surveys -------------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Job:
     """One shard, and where its survey is."""
 
@@ -205,49 +206,71 @@ def _commit(
     path: Path, splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
 ) -> list[AdoptedDataset]:
     """Write the indexes of all splits, then their manifests."""
-    fields, labels = _settle(splits, jobs, options)
-    classes: tuple[str, ...] = ()
-    if any(field.name == "label" for field in fields):
-        table = splits[0].table
-        classes = table.classes if table is not None else labels.settle(splits[0].root)
-    datasets = [
-        _write_indexes(path, split, [job for job in jobs if job.split is split], fields, labels, classes)
-        for split in splits
-    ]
+    common = _settle(splits, jobs, options)
+    datasets = [_write_indexes(path, split, [job for job in jobs if job.split is split], common) for split in splits]
     for dataset in datasets:
         save_manifest(dataset.manifest, dataset.path)
     return datasets
 
 
-def _settle(
-    splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
-) -> tuple[list[AdoptedField], Labels]:
-    """Return the fields that all splits have, and the labels of all shards."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Common:
+    """What the shards of all splits have in common.
+
+    Attributes:
+        fields, classes, labels: one mapping for all.
+        prefixes: what stands before the keys of each shard; empty where no two shards hold the same key.
+    """
+
+    fields: Sequence[AdoptedField]
+    classes: tuple[str, ...]
+    labels: Labels
+    prefixes: Mapping[_Job, str]
+
+
+def _settle(splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions) -> _Common:
+    """Return what the surveys of all shards have in common."""
+    root = splits[0].root
     labels = Labels(options.classes())
-    if splits[0].table is not None:
-        return folder_fields(splits[0].table.labelled), labels
-    found = FoundFields()
-    if splits[0].mds:
-        task = jobs[0].task
-        fields = mds_fields_adopted(task.mds[1]) if task.mds else []
+    prefixes: dict[_Job, str] = {}
+    if (table := splits[0].table) is not None:
+        fields = folder_fields(table.labelled)
+        return _Common(fields=fields, classes=table.classes, labels=labels, prefixes=prefixes)
+    if jobs[0].task.mds is not None:
+        fields = mds_fields_adopted(jobs[0].task.mds[1])
     else:
-        for job in jobs:
-            found.add(_loaded(job), job.where)
-        if not found.parts:
-            raise SourceError(
-                f"there are no samples in {splits[0].root}; expected members named like 0001.jpg and 0001.cls"
-            )
-        fields = tar_fields(found)
-        if fields[0].name != "image":
-            raise SourceError(
-                f"no sample in {splits[0].root} has an image: its members end in {', '.join(sorted(found.parts))}; "
-                "expected jpg, png, webp and the like"
-            )
+        fields = _tar_fields(jobs, root)
+        prefixes = _prefixes(jobs)
     label = next((field for field in fields if field.name == "label"), None)
-    if label is not None:
-        for job in jobs:
-            labels.add(column_values(_loaded(job), label, job.where))
-    return fields, labels
+    if label is None:
+        return _Common(fields=fields, classes=(), labels=labels, prefixes=prefixes)
+    for job in jobs:
+        labels.add(column_values(_loaded(job), label, job.where))
+    return _Common(fields=fields, classes=labels.settle(root), labels=labels, prefixes=prefixes)
+
+
+def _tar_fields(jobs: Sequence[_Job], root: str) -> list[AdoptedField]:
+    found = FoundFields()
+    for job in jobs:
+        found.add(_loaded(job), job.where)
+    if not found.parts:
+        raise SourceError(f"there are no samples in {root}; expected members named like 0001.jpg and 0001.cls")
+    fields = tar_fields(found)
+    if fields[0].name != "image":
+        raise SourceError(
+            f"no sample in {root} has an image: its members end in {', '.join(sorted(found.parts))}; expected jpg, "
+            "png, webp and the like"
+        )
+    return fields
+
+
+def _prefixes(jobs: Sequence[_Job]) -> dict[_Job, str]:
+    """Return what stands before keys, if two archives hold the same one, as in a build of them."""
+    keys = (key for job in jobs for key in _loaded(job).table.column("key").to_pylist())
+    digests = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), np.uint64)
+    if len(np.unique(digests)) == len(digests):
+        return {}
+    return dict(zip(jobs, archive_prefixes([job.where for job in jobs]), strict=True))
 
 
 def _loaded(job: _Job) -> Survey:
@@ -261,9 +284,7 @@ def _write_indexes(
     path: Path,
     split: AdoptableSplit,
     jobs: Sequence[_Job],
-    fields: Sequence[AdoptedField],
-    labels: Labels,
-    classes: tuple[str, ...],
+    common: _Common,
 ) -> AdoptedDataset:
     """Write the indexes of a split; return its dataset, whose manifest is not written yet."""
     folder = split_folder(path, split)
@@ -273,9 +294,9 @@ def _write_indexes(
     for job in jobs:
         found = _loaded(job)
         values: dict[str, Any] = {
-            field.name: column_values(found, field, job.where) for field in fields if not field.field.stored
+            field.name: column_values(found, field, job.where) for field in common.fields if not field.field.stored
         }
-        index = adopted_index(found, job.task.name, fields, values, labels)
+        index = adopted_index(found, job.task.name, common.fields, values, common.labels, common.prefixes.get(job))
         unreadable += index.unreadable
         dropped += index.dropped
         order.add(index.labels)
@@ -287,8 +308,8 @@ def _write_indexes(
     shuffled = split.format != "folder"
     manifest = new_manifest(
         shards=shard_table(records),
-        fields={field.name: field.field for field in fields},
-        classes=classes,
+        fields={field.name: field.field for field in common.fields},
+        classes=common.classes,
         split=split.split,
         shuffled=shuffled,
         build={"adopted": True},

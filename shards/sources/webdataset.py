@@ -127,7 +127,7 @@ def _keys(archives: Sequence[TarSamples]) -> PathTable:
     digests = np.array([xxhash.xxh3_64_intdigest(key) for archive in archives for key in _encoded(archive)], np.uint64)
     if len(np.unique(digests)) == len(digests):
         return PathTable(key for archive in archives for key in archive.keys)
-    prefixes = _prefixes([archive.where for archive in archives])
+    prefixes = archive_prefixes([archive.where for archive in archives])
     return PathTable(
         f"{prefix}/{key}" for prefix, archive in zip(prefixes, archives, strict=True) for key in archive.keys
     )
@@ -137,8 +137,8 @@ def _encoded(archive: TarSamples) -> Iterable[bytes]:
     return (archive.keys.encoded(row) for row in range(len(archive)))
 
 
-def _prefixes(files: Sequence[str]) -> list[str]:
-    """Return the names of files without extension; with the folder above where two have the same."""
+def archive_prefixes(files: Sequence[str]) -> list[str]:
+    """Return what tells archives apart: their names without extension, and the folder above where two have the same."""
     stems = [file.rpartition("/")[2].removesuffix(".tar") for file in files]
     if len(set(stems)) == len(stems):
         return stems
