@@ -69,6 +69,13 @@ def is_in_place(path: Path, split: AdoptableSplit) -> bool:
     return not is_remote(split.root) and os.path.realpath(split_folder(path, split)) == os.path.realpath(split.root)
 
 
+def _is_of_data(path: Path, split: AdoptableSplit) -> bool:
+    """Say whether a destination is the folder of the data, or one above that holds them by split."""
+    return is_in_place(path, split) or (
+        not is_remote(split.root) and os.path.realpath(path) == os.path.realpath(split.root)
+    )
+
+
 def _vouched(lock: Path) -> bool:
     try:
         return lock.read_bytes() == _LOCK_TEXT
@@ -84,7 +91,7 @@ def _refuse_others(path: Path, splits: Sequence[AdoptableSplit]) -> None:
         folder = split_folder(path, split)
         if (folder / MANIFEST_NAME).exists():
             raise DestinationError(f"destination {folder} holds a dataset already; choose another destination")
-    if path.is_dir() and not any(is_in_place(path, split) for split in splits):
+    if path.is_dir() and not any(_is_of_data(path, split) for split in splits):
         for entry in sorted(path.iterdir()):
             if entry.name != SCRATCH_NAME:
                 raise DestinationError(

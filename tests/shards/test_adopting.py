@@ -153,6 +153,35 @@ def test_splits_become_datasets_of_one_mapping(image_folder: Path, tmp_path: Pat
             assert load_manifest(tmp_path / "out" / source / split).origin == str(tmp_path / source / split)
 
 
+def test_names_of_archives_tell_splits_as_in_a_build(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name, number in (("in1k-train-0.tar", 1), ("in1k-train-1.tar", 2), ("in1k-validation-0.tar", 3)):
+        write_tar(data / name, [(f"{number}.jpg", encoded(number)), (f"{number}.cls", b"%d" % number)])
+    build(data, tmp_path / "built", BuildOptions(shuffle=False))
+    for dest in (tmp_path / "out", data):
+        adopt(data, dest)
+        for split, names in (
+            ("train", ["in1k-train-0.tar", "in1k-train-1.tar"]),
+            ("validation", ["in1k-validation-0.tar"]),
+        ):
+            manifest = load_manifest(dest / split)
+            assert (manifest.origin, manifest.shards.names, manifest.split) == (str(data), names, split)
+            assert_same_samples(dest / split, tmp_path / "built" / split)
+            assert_whole(dest / split)
+
+
+def test_keys_that_two_archives_share_get_the_name_of_theirs(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / "data" / f"{number}.tar", [("a.jpg", encoded(number)), ("b.jpg", encoded(number + 2))])
+    build(tmp_path / "data", tmp_path / "built", BuildOptions(shuffle=False))
+    adopt(tmp_path / "data", tmp_path / "out")
+    keys = open_dataset(tmp_path / "out").describe(np.arange(4)).keys
+    assert keys == ["0/a", "0/b", "1/a", "1/b"]
+    assert open_dataset(tmp_path / "built").describe(np.arange(4)).keys == keys
+    assert_same_samples(tmp_path / "out", tmp_path / "built")
+    assert_whole(tmp_path / "out")
+
+
 def test_in_place_the_manifest_stands_beside_the_shards(image_folder: Path, built: Path, tmp_path: Path) -> None:
     write_webdataset(tmp_path / "tars", image_folder)
     assert adopt(tmp_path / "tars", tmp_path / "tars").datasets[0].manifest.origin is None
