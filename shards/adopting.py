@@ -14,6 +14,7 @@ What an adoption promises, in order; if the code disagrees, the code is wrong:
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from feeder.shards.adopted import (
     tar_fields,
 )
 from feeder.shards.adoption_folder import LOCK_NAME, claim_adoption, is_in_place, split_folder
+from feeder.shards.destinations.local import hold_marker
 from feeder.shards.errors import DestinationError, ShardsError, SourceError
 from feeder.shards.index import encode_index, index_name
 from feeder.shards.manifest import Manifest, new_manifest, save_manifest
@@ -192,7 +194,8 @@ def _run(
     size_bytes = sum(job.task.size_bytes for job in missing)
     advance = start(len(missing), size_bytes) if start else None
     processes = min(workers, len(missing), 1 + size_bytes // BYTES_PER_WORKER) or 1
-    with contextlib.closing(run_tasks(survey, (job.task for job in missing), processes, lock)) as finished:
+    hold = functools.partial(hold_marker, lock)
+    with contextlib.closing(run_tasks(survey, (job.task for job in missing), processes, hold)) as finished:
         for task, _ in finished:
             if advance:
                 advance(1, task.size_bytes)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from feeder.shards.adoptable import AdoptableSplit
-from feeder.shards.destination import share_marker
+from feeder.shards.destinations.local import share_marker
 from feeder.shards.errors import DestinationError
 from feeder.shards.manifest import MANIFEST_NAME
 from feeder.shards.storage import is_remote, local_path

@@ -22,9 +22,9 @@ from feeder.shards.adopting import adopt
 from feeder.shards.errors import DestinationError, SourceError
 from feeder.shards.manifest import Manifest, load_manifest
 from feeder.shards.reading import open_dataset
-from feeder.shards.sources.options import SourceOptions
+from feeder.shards.sources import SourceOptions, open_source
 from feeder.shards.verify import verify
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.writing import BuildOptions, build, build_tables
 from tests.images import encoded, write_image_folder
 from tests.mds_sets import write_mds
 from tests.servers.s3_server import S3Bucket
@@ -81,6 +81,12 @@ def built(image_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "built"
 
 
+def converted(source: Path, dest: Path) -> Path:
+    """Build a dataset from any source, in its order."""
+    build_tables(open_source(source), dest, BuildOptions(shuffle=False))
+    return dest
+
+
 # The same samples as a build ------------------------------------------------------------------------------------------
 
 
@@ -89,6 +95,7 @@ def test_an_image_folder_has_the_samples_of_its_build(image_folder: Path, built:
     report = adopt(image_folder, tmp_path / "out")
     assert_same_samples(tmp_path / "out", built)
     assert_same_samples(tmp_path / "out", image_folder)
+    assert_same_samples(tmp_path / "out", converted(tmp_path / "out", tmp_path / "converted"))
     assert_whole(tmp_path / "out")
     manifest = report.datasets[0].manifest
     assert load_manifest(tmp_path / "out") == manifest
@@ -105,6 +112,8 @@ def test_tar_archives_have_the_samples_of_the_build(kind: str, image_folder: Pat
     report = adopt(str(tmp_path / "tars" / "train-{000000..000003}.tar"), tmp_path / "out")
     assert_same_samples(tmp_path / "out", built)
     assert_whole(tmp_path / "out")
+    assert_same_samples(tmp_path / "out", converted(tmp_path / "tars", tmp_path / "converted"))
+    assert_same_samples(tmp_path / "out", converted(tmp_path / "out", tmp_path / "converted-again"))
     manifest = report.datasets[0].manifest
     assert (manifest.format, manifest.origin, manifest.shuffled) == ("tar", str(tmp_path / "tars"), True)
     assert manifest.shards.names == [f"train-00000{number}.tar" for number in range(4)]
@@ -118,6 +127,8 @@ def test_an_mds_set_has_the_samples_of_the_build(image_folder: Path, built: Path
     report = adopt(tmp_path / "mds", tmp_path / "out")
     assert_same_samples(tmp_path / "out", built)
     assert_whole(tmp_path / "out")
+    assert_same_samples(tmp_path / "out", converted(tmp_path / "out", tmp_path / "converted"))
+    assert values(tmp_path / "converted", "name") == [sample["name"] for sample in samples]
     manifest = report.datasets[0].manifest
     assert (manifest.format, manifest.origin, manifest.shuffled) == ("mds", str(tmp_path / "mds"), True)
     assert values(tmp_path / "out", "name") == [sample["name"] for sample in samples]
@@ -157,7 +168,7 @@ def test_names_of_archives_tell_splits_as_in_a_build(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for name, number in (("in1k-train-0.tar", 1), ("in1k-train-1.tar", 2), ("in1k-validation-0.tar", 3)):
         write_tar(data / name, [(f"{number}.jpg", encoded(number)), (f"{number}.cls", b"%d" % number)])
-    build(data, tmp_path / "built", BuildOptions(shuffle=False))
+    build_tables(open_source(data), tmp_path / "built", BuildOptions(shuffle=False))
     for dest in (tmp_path / "out", data):
         adopt(data, dest)
         for split, names in (
@@ -173,7 +184,7 @@ def test_names_of_archives_tell_splits_as_in_a_build(tmp_path: Path) -> None:
 def test_keys_that_two_archives_share_get_the_name_of_theirs(tmp_path: Path) -> None:
     for number in range(2):
         write_tar(tmp_path / "data" / f"{number}.tar", [("a.jpg", encoded(number)), ("b.jpg", encoded(number + 2))])
-    build(tmp_path / "data", tmp_path / "built", BuildOptions(shuffle=False))
+    build_tables(open_source(tmp_path / "data"), tmp_path / "built", BuildOptions(shuffle=False))
     adopt(tmp_path / "data", tmp_path / "out")
     keys = open_dataset(tmp_path / "out").describe(np.arange(4)).keys
     assert keys == ["0/a", "0/b", "1/a", "1/b"]
@@ -239,6 +250,13 @@ def test_members_become_fields_and_may_be_absent(tmp_path: Path) -> None:
     assert reader.values(ids, "caption") == ["an ant", None, None]
     assert reader.describe(ids).labels.tolist() == [-1, -1, 7]
     assert_whole(tmp_path / "out")
+    build_tables(open_source(f"{tmp_path}/{{a,b}}.tar"), tmp_path / "built", BuildOptions(shuffle=False))
+    other = open_dataset(tmp_path / "built")
+    assert {name: field.type for name, field in other.manifest.fields.items()} == kinds
+    for name, kind in kinds.items():
+        if kind in ("image", "json", "bytes"):
+            assert other.read(ids, name)[1] == reader.read(ids, name)[1]
+    assert other.values(ids, "caption") == reader.values(ids, "caption")
 
 
 def test_archives_of_img2dataset_bring_their_columns_and_statuses(tmp_path: Path) -> None:
