@@ -22,15 +22,14 @@ what is no number) gets ``_`` behind it.
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import RESERVED, Field
 from feeder.shards.images import FILE_EXTENSIONS
-from feeder.shards.members import TarSamples
-from feeder.shards.names import readable
+from feeder.shards.names import PathTable, readable
 
 IMAGE_ORDER = ("jpg", "jpeg", "jpe", "jfif", "webp", "png", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "pbm")
 LABELS = ("cls", "class")  # the first that samples have
@@ -149,27 +148,31 @@ def _refuse_two_in_one(
         )
 
 
-def member_values(field: MemberField, samples: TarSamples) -> pa.Array:
-    """Return the values of a column field in the samples of an archive: an array of its type, null where absent.
+def member_values(
+    field: MemberField, contents: Mapping[str, pa.Array], where: str, keys: Sequence[str] | PathTable
+) -> pa.Array:
+    """Return the values of a column field in the n samples of an archive: an array of its type, null where absent.
 
     Args:
         field: of type int64 or string.
-        samples: with the contents of its extensions (`is_value`).
+        contents: of its extensions (`is_value`), as in `feeder.shards.members.TarSamples`: large_binary[n] each.
+        where: the archive, for messages.
+        keys: of the samples.
 
     Raises:
         SourceError: a member is no integer of 64 bits, or no text in UTF-8.
     """
     kind = field.field.type
-    values: list[int | str | None] = [None] * len(samples)
+    values: list[int | str | None] = [None] * len(keys)
     for extension in field.extensions:
-        for row, data in enumerate(samples.contents[extension].to_pylist() if extension in samples.contents else ()):
+        for row, data in enumerate(contents[extension].to_pylist() if extension in contents else ()):
             if data is not None:
                 try:
                     values[row] = _integer(data) if kind == "int64" else data.decode()
                 except ValueError:
                     expected = "an integer of 64 bits" if kind == "int64" else "text in UTF-8"
                     raise SourceError(
-                        f"{readable(samples.keys[row])}.{extension} in {readable(samples.where)} holds "
+                        f"{readable(keys[row])}.{extension} in {readable(where)} holds "
                         f"{data[:_MAX_SHOWN]!r}, expected {expected}; pack it again, or under another extension"
                     ) from None
     return pa.array(values, ARROW_TYPES[kind])
