@@ -15,8 +15,6 @@ from feeder.shards.images import UNKNOWN_FORMAT
 from feeder.shards.index import column_type, index_columns
 from feeder.shards.mds import MdsFields
 from feeder.shards.member_fields import MemberField, field_name, member_fields, member_values
-from feeder.shards.members import TarSamples
-from feeder.shards.names import PathTable
 from feeder.shards.sources.labels import integer_classes, number_classes
 from feeder.shards.surveys import Survey
 
@@ -174,16 +172,8 @@ def column_values(survey: Survey, field: AdoptedField, where: str) -> pa.Array:
     contents = {part: survey.table.column(f"{part}.content") for part in field.parts if f"{part}.content" in names}
     if not contents:
         return pa.nulls(len(survey), kind)
-    samples = TarSamples(
-        where=where,
-        size_bytes=survey.size_bytes,
-        keys=PathTable(survey.table.column("key").to_pylist()),
-        offsets={},
-        sizes={},
-        contents=contents,
-        damage="",
-    )
-    return member_values(MemberField(name=field.name, field=field.field, extensions=field.parts), samples)
+    member = MemberField(name=field.name, field=field.field, extensions=field.parts)
+    return member_values(member, contents, where, survey.table.column("key").to_pylist())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
