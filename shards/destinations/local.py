@@ -36,7 +36,7 @@ class LocalDestination:
     def staged(self, name: str) -> Iterator[BinaryIO]:
         with writing_errors(self.where(name)):
             if "/" in name:
-                (self.path / name).parent.mkdir(exist_ok=True)
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             with staged_file(self.path / name) as file:
                 yield file
 
