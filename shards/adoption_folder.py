@@ -44,8 +44,8 @@ def claim_adoption(
         for split in splits:
             if not is_remote(split.root):
                 raise DestinationError(
-                    f"the data lie in the local folder {split.root}, which a dataset at {folder.url} cannot name; choose "
-                    "a local destination, or upload the data first"
+                    f"the data lie in the local folder {split.root}, which a dataset at {folder.url} cannot name; "
+                    "choose a local destination, or upload the data first"
                 )
         _refuse_others(folder.url, folder.entries(), splits)
         with tempfile.TemporaryDirectory(prefix="feeder-index-") as name:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from feeder.shards import adopting, shard_table
 from feeder.shards.adopting import adopt
@@ -213,6 +216,51 @@ def test_archives_in_several_folders_keep_their_paths(tmp_path: Path) -> None:
     assert everything(tmp_path / "out")[1] == [encoded(ord("a")), encoded(ord("b"))]
     assert "label" not in manifest.fields
     assert_whole(tmp_path / "out")
+
+
+PARTS = st.text(st.sampled_from("aB.é_- ~ſ1"), min_size=1, max_size=12) | st.sampled_from(["._a", "__m__", "x" * 200])
+ENDS = st.sampled_from([".jpg", ".JPG", ".png", ".cls", ".txt", ".a.jpg", ".json", ".bin", ""])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(PARTS, PARTS | st.none(), ENDS), min_size=1, max_size=8), st.sampled_from(["gnu", "pax"]))
+def test_any_names_give_the_samples_of_a_build_or_are_refused_by_both(
+    names: list[tuple[str, str | None, str]], kind: str
+) -> None:
+    contents = {".cls": b"1", ".txt": b"text", ".json": b"{}"}
+    members = [
+        (f"{folder}/{name}{end}" if folder else f"{name}{end}", contents.get(end, encoded(number % 3)))
+        for number, (name, folder, end) in enumerate(names)
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        path = write_tar(Path(directory, "data", "a.tar"), members, kind)
+        table, problem, refusal = None, "", ""
+        try:
+            table = open_source(path)[0]
+        except SourceError as error:
+            problem = str(error)
+        try:
+            adopt(path, Path(directory, "out"))
+        except SourceError as error:
+            refusal = str(error)
+        if refusal:
+            assert problem or "has an image" in refusal
+            return
+        assert table is not None, problem
+        present = table.stored["image"].sizes >= 0
+        reader = open_dataset(Path(directory, "out"))
+        ids = np.arange(reader.manifest.num_samples)
+        data = path.read_bytes()
+        offsets = table.stored["image"].offsets
+        assert offsets is not None
+        expected = [
+            data[offset : offset + size]
+            for offset, size in zip(offsets[present], table.stored["image"].sizes[present], strict=True)
+        ]
+        assert reader.read(ids)[1] == expected
+        assert reader.describe(ids).labels.tolist() == table.labels[present].tolist()
+        assert reader.manifest.fields.keys() == table.fields.keys()
+        assert_whole(Path(directory, "out"))
 
 
 # Fields ---------------------------------------------------------------------------------------------------------------
