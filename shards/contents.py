@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 from feeder.shards.errors import ManifestError
 from feeder.shards.manifest import GENERATIONS_FOLDER, MANIFEST_NAME, Manifest, parse_manifest
 from feeder.shards.storage import Folder, RemoteFolder, unreadable
+
+_GENERATION_NAME = re.compile(rf"{GENERATIONS_FOLDER}/\d{{6}}\.json")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +90,7 @@ def read_generations(folder: Folder, files: Iterable[str]) -> Iterator[Generatio
         files: its files, as `list_files` returns them.
     """
     for name in files:
-        if name.startswith(GENERATIONS_FOLDER + "/") and name.endswith(".json"):
+        if _GENERATION_NAME.fullmatch(name):
             yield _read_generation(folder, name)
 
 

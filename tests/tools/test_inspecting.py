@@ -26,7 +26,8 @@ def test_a_dataset_is_described(image_folder: Path, tmp_path: Path, capsys: pyte
         "formats  36 jpeg, 1 png",
         "classes  3",
         "most frequent classes:",
-        "    1  bee         13",
+        "    1  bee         13  ########################################",
+        "    0  ant         12  #####################################",
     ):
         assert line in lines
     (width,) = (line for line in lines if line.startswith("width"))
