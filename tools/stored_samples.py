@@ -12,8 +12,8 @@ from feeder.keyed import derive_key, permute
 from feeder.shards.listing import ids_with_label
 from feeder.shards.reading import open_dataset
 from feeder.shards.rows import Reader
-from feeder.tools import console
-from feeder.tools.contact_sheet import Tile, draw_sheet, save_sheet
+from feeder.tools import console, contact_sheet
+from feeder.tools.contact_sheet import Tile
 
 _TILE = 224  # pixels: of the square that each image is fitted into
 _PAPER = (255, 255, 255)
@@ -37,7 +37,7 @@ def show_stored(source: str, count: int, *, seed: int, class_name: str | None, o
         f"{len(tiles)} of {console.format_count(len(ids), 'sample')}{of_what} as stored, seed {seed}",
         f"{fields}, dataset {manifest.digest}",
     ]
-    save_sheet(draw_sheet(title, tiles), output)
+    contact_sheet.save_sheet(contact_sheet.draw_sheet(title, tiles), output)
     print(f"{output}: {len(tiles):,} of {console.format_count(len(ids), 'sample')}{of_what}, seed {seed}")
     reader.close()
     return 0
