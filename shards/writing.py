@@ -26,12 +26,13 @@ from typing import Any
 
 from feeder.errors import ConfigError
 from feeder.shards.bad_samples import BAD_LIST, BadImage, BadLimit, bad_lines, by_cause, parse_bad
+from feeder.shards.columns import consolidate
 from feeder.shards.destinations.claiming import check_destination, claim_destination
 from feeder.shards.destinations.protocol import BAD_IMAGES_NAME, PLAN_NAME, Claim, Destination
 from feeder.shards.errors import SourceError
 from feeder.shards.formats import WRITTEN_FORMATS, shard_name
 from feeder.shards.images import MAX_PIXELS
-from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new_manifest, parse_manifest
+from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new_manifest, parse_manifest, sealed
 from feeder.shards.packing import Advance, ShardTask, WrittenShard, no_progress
 from feeder.shards.plan_file import record_of
 from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
@@ -39,7 +40,7 @@ from feeder.shards.recoding import NO_RULES, ImageRules
 from feeder.shards.resuming import begin
 from feeder.shards.shard_table import ShardRecord, shard_table
 from feeder.shards.sources import scan_source
-from feeder.shards.storage import is_remote
+from feeder.shards.storage import is_remote, open_folder
 from feeder.shards.table import SampleTable
 from feeder.shards.workers import write_shards
 
@@ -327,10 +328,17 @@ def _commit(
     if bad:
         folder.put(BAD_IMAGES_NAME, bad_lines(bad))
     folder.flush()
-    claim.check()
+    manifests: dict[str, Manifest] = {}
     for table, shards in parts:
         records = [one.shard for one in shards if one.shard is not None]
-        folder.put(table.prefix + MANIFEST_NAME, encode_manifest(_manifest(table, records, options)))
+        manifest = _manifest(table, records, options)
+        place = open_folder(folder.where(table.prefix).rstrip("/"))
+        columns = consolidate(manifest, place, folder, prefix=table.prefix)
+        manifests[table.prefix + MANIFEST_NAME] = sealed(dataclasses.replace(manifest, columns=columns))
+    folder.flush()
+    claim.check()
+    for name, manifest in manifests.items():
+        folder.put(name, encode_manifest(manifest))
     folder.flush()
 
 

@@ -37,8 +37,8 @@ class LocalDestination:
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[BinaryIO]:
         with writing_errors(self.where(name)):
-            if "/" in name:
-                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            for inner in reversed(Path(name).parents[:-1]):  # of an index of adopted data there may be several
+                (self.path / inner).mkdir(exist_ok=True)
             with staged_file(self.path / name) as file:
                 yield file
 
