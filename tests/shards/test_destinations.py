@@ -168,8 +168,8 @@ class TestS3(DestinationContract):
         with pytest.raises(DestinationError) as caught, claim_destination("s3://no-such-bucket/out", SOURCE):
             pass
         assert str(caught.value) == (
-            "cannot write s3://no-such-bucket/out: NoSuchBucket; check its space and permissions, or choose another "
-            "destination"
+            "cannot write s3://no-such-bucket/out: NoSuchBucket; check the connection and the permissions there, or "
+            "choose another destination"
         )
 
     def test_large_files_go_in_parts(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ class TestS3(DestinationContract):
 
         monkeypatch.setattr(files, "_call_s3", failing)
         with (
-            pytest.raises(DestinationError, match="shard-000000.tar: connection reset; check its space"),
+            pytest.raises(DestinationError, match="shard-000000.tar: connection reset; check the connection"),
             claim_destination(url, SOURCE) as claim,
             claim.folder.staged("shard-000000.tar") as file,
         ):
