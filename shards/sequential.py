@@ -1,5 +1,7 @@
 """A shard read from its beginning to its end, each byte once, in large pieces, with the digest of them all."""
 
+from collections.abc import Callable
+
 import xxhash
 
 from feeder.shards.errors import SourceError
@@ -13,12 +15,18 @@ _REMOTE_PIECES = 4  # asked for at once: remote storage answers them side by sid
 class SequentialShard:
     """The bytes of a shard, at offsets that do not fall. Held are one window, and the bytes that were asked for.
 
+    Args:
+        folder, name: where it lies.
+        watch: called with every piece of the shard, in order: where it starts, and its bytes.
+
     Attributes:
         where: its path or URL.
         size_bytes: of the whole shard, when it was opened.
     """
 
-    def __init__(self, folder: Folder, name: str) -> None:
+    def __init__(
+        self, folder: Folder, name: str, watch: Callable[[int, bytes], None] = lambda start, piece: None
+    ) -> None:
         self.where = folder.where(name)
         self.size_bytes = folder.size(name)
         self._folder = folder
@@ -30,6 +38,7 @@ class SequentialShard:
         local = isinstance(folder, LocalFolder)
         self._piece_bytes = _LOCAL_PIECE_BYTES if local else _REMOTE_PIECE_BYTES
         self._pieces = 1 if local else _REMOTE_PIECES
+        self._watch = watch
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the bytes at an offset that is not before the last one; short where the shard ends.
@@ -69,5 +78,6 @@ class SequentialShard:
                     f"{size}; run the command again when it is at rest"
                 )
             self._digest.update(piece)
+            self._watch(start, piece)
         self._end = stop
         return b"".join(pieces)

@@ -38,7 +38,7 @@ COMMANDS = {
     "inspect": ("feeder.tools.inspecting", "say what is in a dataset"),
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),
-    "show": ("feeder.tools.showing", "draw one batch as the model gets it, as a PNG contact sheet"),
+    "show": ("feeder.tools.showing", "draw one batch as the model gets it, or stored samples, as a PNG contact sheet"),
     "demo": ("feeder.tools.demo", "from photographs to shards to batches, with a proof of resume"),
     "doctor": ("feeder.tools.doctor", "say what is installed, what is missing, and how to get it"),
 }
