@@ -10,14 +10,18 @@ from typing import Any
 
 from feeder.resources import usable_cores
 from feeder.shards.bad_samples import ALWAYS_ALLOWED_BAD
+from feeder.shards.committing import BuildReport
+from feeder.shards.duplicates import MODES
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
 from feeder.shards.recoding import FILTERED
-from feeder.shards.sources import scan_source
-from feeder.shards.writing import BuildOptions, BuildPreview, BuildReport, build, preview
+from feeder.shards.retrying import retry_failed
+from feeder.shards.sources.options import SourceOptions
+from feeder.shards.writing import BuildOptions, BuildPreview, build, preview
 from feeder.tools import console
 from feeder.tools.image_options import add_image_arguments, image_rules
+from feeder.tools.source_options import add_source_arguments, source_options
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 _SHOWN_BAD = 5  # bad images named on the terminal; the file has them all
@@ -26,7 +30,12 @@ _SHOWN_BAD = 5  # bad images named on the terminal; the file has them all
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``feeder build``."""
     defaults = BuildOptions()
-    parser.add_argument("source", metavar="SOURCE", help="class folders, images alone, or train/ val/ test/ of these")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="images in class folders or not, in splits or not; a CSV, TSV, JSONL or Parquet list; tar archives, such "
+        "as 'train-{000..146}.tar'; Parquet files with images; a dataset; each local or a URL",
+    )
     parser.add_argument("dest", metavar="DEST", help="a new or empty folder or URL; splits go to DEST/train and so on")
     parser.add_argument(
         "--format",
@@ -73,8 +82,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="discard what an interrupted build has written to DEST, and start over"
     )
+    parser.add_argument(
+        "--duplicates",
+        choices=MODES,
+        default=defaults.duplicates,
+        help="of images with the same bytes: keep all, drop all but the first, or fail (%(default)s)",
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="read again what a finished build set aside, and append what is good now as a new generation",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_source_arguments(parser)
     add_image_arguments(parser)
 
 
@@ -90,23 +111,60 @@ def run(args: argparse.Namespace) -> int:
         images=image_rules(args),
         on_error=args.on_error,
         max_bad_fraction=args.max_bad_fraction,
+        duplicates=args.duplicates,
     )
+    said = source_options(args)
     if args.dry_run:
-        _print_preview(preview(scan_source(args.source), args.dest, options), args.dest, as_json=args.json)
+        _print_preview(preview(args.source, args.dest, options, source_options=said), args.dest, as_json=args.json)
         return 0
     workers = args.workers if args.workers is not None else usable_cores()
+    if args.retry_failed:
+        return _retry(args, said, workers)
     begin = time.monotonic()
     with ExitStack() as stack:
 
         def start(total: int) -> console.Advance:
             return stack.enter_context(console.progress(total, "building", "images"))
 
-        report = build(args.source, args.dest, options, workers=workers, start=start, restart=args.restart)
+        report = build(
+            args.source,
+            args.dest,
+            options,
+            source_options=said,
+            workers=workers,
+            start=start,
+            restart=args.restart,
+        )
     seconds = time.monotonic() - begin
     if args.json:
         print(json.dumps(_document(report, seconds)))
     else:
         _print(report, seconds)
+    return 0
+
+
+def _retry(args: argparse.Namespace, said: SourceOptions, workers: int) -> int:
+    """Try again what a build set aside, then say what came of it."""
+    with ExitStack() as stack:
+
+        def start(total: int) -> console.Advance:
+            return stack.enter_context(console.progress(total, "trying again", "images"))
+
+        report = retry_failed(args.source, args.dest, source_options=said, workers=workers, start=start)
+    if args.json:
+        document = {"tried": report.tried, "recovered": report.recovered, "bad": len(report.bad), "gone": report.gone}
+        print(json.dumps(document))
+        return 0
+    console.print_figures(
+        [
+            ("tried", f"{report.tried:,}"),
+            ("recovered", f"{report.recovered:,}"),
+            ("still bad", f"{len(report.bad) - report.gone:,}"),
+            ("gone", f"{report.gone:,}"),
+        ]
+    )
+    for image in report.bad[:_SHOWN_BAD]:
+        print(f"  {console.printable(image.source)}: {console.printable(image.reason)}")
     return 0
 
 
@@ -136,6 +194,7 @@ def _document(report: BuildReport, seconds: float) -> dict[str, Any]:
         "size_bytes": report.size_bytes,
         "bad": report.bad_by_cause,
         "bad_images": str(report.bad_path) if report.bad_path else None,
+        "duplicates": report.duplicates,
         "resumed_shards": report.resumed_shards,
         "seconds": round(seconds, 3),
     }
@@ -186,6 +245,8 @@ def _print(report: BuildReport, seconds: float) -> None:
     print(f"built in {console.format_duration(seconds)}, {speed}")
     if report.resumed_shards:
         print(f"{console.format_count(report.resumed_shards, 'shard')} had been finished before")
+    if report.duplicates:
+        print(f"{console.format_count(report.duplicates, 'duplicate')} left out, listed in duplicates.jsonl")
     if report.bad_path:
         count = len(report.bad)
         noun = "image" if FILTERED & report.bad_by_cause.keys() else "bad image"

@@ -88,9 +88,10 @@ class LocalClaim:
     def __init__(self, path: Path) -> None:
         self.folder = LocalDestination(path)
         self._marker = path / MARKER_NAME
-        self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._created: list[Path] = []
         try:
             with writing_errors(str(path)):
+                self._created += (folder for folder in (path, *path.parents) if not folder.exists())
                 path.mkdir(parents=True, exist_ok=True)
                 self._descriptor = _claim(path)
         except BaseException:
@@ -128,7 +129,7 @@ def look(path: Path) -> None:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(there, os.W_OK | os.X_OK):
+        if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if there == path:
             marker = path / MARKER_NAME
