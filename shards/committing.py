@@ -73,7 +73,7 @@ def commit(
     bad: Sequence[Sequence[BadImage]],
     duplicates: Sequence[Duplicate] = (),
 ) -> None:
-    """Write the lists of bad images and of duplicates and the columns, make everything durable, then write the manifests.
+    """Write the lists of bad images and duplicates and the columns, make all that durable, then write the manifests.
 
     Args:
         claim: of the destination.
