@@ -305,7 +305,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
                 "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ",
                 *(loaded.engine, loaded.pixels, self._engine.name, PIXEL_CONTRACT),
             )
-        order = Order(self.manifest.shards.samples, settings)
+        order = Order(self.manifest.segments.samples, settings)
         if settings != self._loaded_settings:
             self._loaded_settings, self._order, self._pipeline = settings, order, None
         epoch, position = loaded.epoch, loaded.position
@@ -343,7 +343,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
         return resolve_settings(
             self._shuffle,
             seed=seed,
-            segment_samples=manifest.shards.samples,
+            segment_samples=manifest.segments.samples,
             shuffled_when_written=manifest.shuffled,
             global_batch=global_batch,
         )
@@ -356,7 +356,7 @@ class ImageDataset(tensors.IterableDataset[Batch]):
             settings = self._requested_settings(seed, global_batch or self.global_batch())
         order = self._order
         if order is None or order.settings != settings:
-            order = self._order = Order(self.manifest.shards.samples, settings)
+            order = self._order = Order(self.manifest.segments.samples, settings)
         return order
 
     def _resolved_pipeline(self, order: Order, workers: int) -> Pipeline:

@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from feeder.shards.errors import DestinationError
-from feeder.shards.formats import SHARD_FORMATS
+from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME
 from feeder.shards.packing import cannot_write
-from feeder.shards.sources import SPLITS
 from feeder.shards.storage import STAGED, is_remote, local_path
+from feeder.shards.table import SPLITS
 
 BAD_IMAGES_NAME = "bad-images.jsonl"
 
 _MARKER_TEXT = b"A build of shardfeed is writing here, or was interrupted; the next build cleans up.\n"
 _OWN_NAMES = re.compile(
-    rf"(shard-\d{{6,}}\.({'|'.join(SHARD_FORMATS)}|idx\.arrow)|{re.escape(MANIFEST_NAME)}|{re.escape(BAD_IMAGES_NAME)})({re.escape(STAGED)})?"
+    rf"(shard-\d{{6,}}\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow)|{re.escape(MANIFEST_NAME)}|{re.escape(BAD_IMAGES_NAME)})({re.escape(STAGED)})?"
 )
 
 

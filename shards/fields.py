@@ -24,8 +24,10 @@ STORED_TYPES = ("image", "bytes", "json")
 COLUMN_TYPES = ("string", "int64", "float64", "bool")
 TYPES = STORED_TYPES + COLUMN_TYPES
 
+ABSENT = -2  # stands for the size of a stored field that a sample does not have
+
 FIELD_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-RESERVED = frozenset({"key", "source", "id"})  # columns that every sample has
+RESERVED = frozenset({"key", "source", "id", "scalars"})  # columns that every sample has, and the member of scalars
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +47,6 @@ class Field:
     def stored(self) -> bool:
         """Whether shards hold the field's bytes; else it is a column."""
         return self.type in STORED_TYPES
+
+
+LABEL = Field(type="int64", extension="cls")  # as webdataset's users name its member

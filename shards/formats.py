@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from feeder.shards.arrow import ArrowWriter, check_rows
+from feeder.shards.fields import Field
 from feeder.shards.index import ShardIndex
 from feeder.shards.samples import DigestedFile, Sample
-from feeder.shards.tar import LABEL_EXTENSION, TarWriter, check_members
+from feeder.shards.tar import TarWriter, check_members
 
 
 class ShardWriter(Protocol):
@@ -26,8 +27,24 @@ class ShardWriter(Protocol):
         ...
 
     def close(self) -> Mapping[str, list[int]]:
-        """Write what is left; return the columns that `feeder.shards.index.bytes_columns` names, of each field."""
+        """Write what is left; return the columns that `feeder.shards.index.bytes_columns` names, of each stored field
+        and of each member that holds columns."""
         ...
+
+
+class ShardCheck(Protocol):
+    """Yields what contradicts the index in the bytes of a shard.
+
+    Args:
+        data, where: the bytes, and the shard's place for messages.
+        index, fields: what they are held against.
+        complete: every sample of the shard stands in the index, as is so until some are dropped.
+        own: a build of ours wrote the shard.
+    """
+
+    def __call__(
+        self, data: bytes, index: ShardIndex, fields: Mapping[str, Field], where: str, *, complete: bool, own: bool
+    ) -> Iterator[str]: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +52,26 @@ class ShardFormat:
     """One format of shards.
 
     Attributes:
-        writer: makes the writer of a shard, from its file and whether its samples have labels.
-        check: takes the bytes of a shard, its index and its place; yields what contradicts the index.
-        label_extension: that of the member of a sample which holds its label as text, if there is such a thing.
+        writer: makes the writer of a shard, from its file and the fields of its samples; None for formats that are only
+            adopted.
+        check: holds a shard against its index; None where there is nothing to check beyond the CRC of each field.
+        files: a shard is no file but a group of them, one a sample, named by the column ``path`` of its index.
     """
 
-    writer: Callable[[DigestedFile, bool], ShardWriter]
-    check: Callable[[bytes, ShardIndex, str], Iterator[str]]
-    label_extension: str | None = None
+    writer: Callable[[DigestedFile, Mapping[str, Field]], ShardWriter] | None = None
+    check: ShardCheck | None = None
+    files: bool = False
 
 
 SHARD_FORMATS = {
-    "tar": ShardFormat(writer=TarWriter, check=check_members, label_extension=LABEL_EXTENSION),
+    "tar": ShardFormat(writer=TarWriter, check=check_members),
     "arrow": ShardFormat(writer=ArrowWriter, check=check_rows),
+    "mds": ShardFormat(),
+    "folder": ShardFormat(files=True),
 }
 """By name, which is also the extension of their files."""
+
+WRITTEN_FORMATS = tuple(name for name, shard_format in SHARD_FORMATS.items() if shard_format.writer)
 
 
 def shard_name(number: int, shard_format: str) -> str:

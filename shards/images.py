@@ -12,12 +12,15 @@ from typing import NamedTuple
 from feeder.shards.errors import BadImageError
 
 FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "ppm")  # an index stores positions: new formats go to the end
+UNKNOWN_FORMAT = 255  # stands in an index for the format of an image whose header cannot be parsed
+FORMAT_NAMES = FORMATS + ("",) * (UNKNOWN_FORMAT + 1 - len(FORMATS))  # by the number that an index holds
 EXTENSIONS = dict(zip(FORMATS, ("jpg", "png", "webp", "gif", "bmp", "tif", "ppm"), strict=True))  # of tar members
 FILE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 )
 
 CAUSES = {
+    "missing": "the sample has no image",
     "empty": "the file has no bytes",
     "unreadable": "the file cannot be read",
     "not an image": "the bytes are of no known image format",
@@ -40,6 +43,9 @@ class ImageHeader(NamedTuple):
     height: int
 
 
+NO_HEADER = ImageHeader("", 0, 0)  # of what cannot be parsed
+
+
 class _CutHeaderError(Exception):
     """The bytes end before the header does."""
 
@@ -60,6 +66,14 @@ def read_header(data: bytes) -> ImageHeader:
     if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
         raise BadImageError("damaged", f"its {kind} header says {width}×{height} pixels")
     return ImageHeader(kind, width, height)
+
+
+def parsed_header(data: bytes) -> ImageHeader:
+    """Return what a header says, or `NO_HEADER` where it cannot be parsed."""
+    try:
+        return read_header(data)
+    except BadImageError:
+        return NO_HEADER
 
 
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:

@@ -8,14 +8,19 @@ column              type        content
 ==================  ==========  ==============================================================================
 ``key``             string      the sample's key
 ``source``          string      where it came from: the path in the source folder
-``F.offset``        int64       of each field F (``image``, ``label``, …) stored as bytes: where they start in the shard
-``F.size``          int64       … how many there are
+``F.offset``        int64       of each field F (``image``, …) stored as bytes: where they start in the shard
+``F.size``          int64       … how many there are; −2 where the sample has no such field, with offset and CRC 0
 ``F.crc32c``        uint32      … their CRC-32C (Castagnoli; RFC 3720, appendix B.4)
-``F.width``         int32       of each image field: pixels, as stored
+``F.width``         int32       of each image field: pixels, as stored; 0 when the header cannot be parsed
 ``F.height``        int32
-``F.format``        uint8       its position in `feeder.shards.images.FORMATS` (which grows with a new version only)
-``label``           int64       scalar fields: their value
+``F.format``        uint8       its position in `feeder.shards.images.FORMATS` (which grows with a new version only);
+                                255 when the header cannot be parsed
+``label``           int64       the number of the class; −1 for none
+``C``               any         the value of each column field C; null for none
 ==================  ==========  ==============================================================================
+
+Where a format also has members for columns (tar has ``.cls`` for the label, ``.txt`` for a text, ``.json`` for the
+scalars together), ``label.offset``, ``C.offset``, ``scalars.offset`` and so on say where these lie.
 
 The schema's metadata name the version and the digest of the shard, so that the index of another shard is recognised; a
 shard may be renamed without a change of its index.
@@ -26,13 +31,18 @@ import io
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from feeder.shards.errors import ShardError
+from feeder.shards.fields import Field
 
 VERSION = "1"
+SCALARS = "scalars"  # stands for the member that holds the scalar fields together
 
+_COLUMN_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 _CASTS: dict[str, Literal["q", "I", "i", "B"]] = {"int64": "q", "uint32": "I", "int32": "i", "uint8": "B"}
 
 
@@ -56,6 +66,34 @@ def bytes_columns(field: str) -> dict[str, pa.DataType]:
     return {f"{field}.offset": pa.int64(), f"{field}.size": pa.int64(), f"{field}.crc32c": pa.uint32()}
 
 
+def column_type(field: Field) -> pa.DataType:
+    """Return the Arrow type of a column field."""
+    return _COLUMN_TYPES[field.type]
+
+
+def index_types(fields: Mapping[str, Field]) -> dict[str, pa.DataType]:
+    """Return every column that the index of a shard with these fields may have, in the order of the file.
+
+    Which of the ``offset``, ``size`` and ``crc32c`` of column fields there are depends on the format.
+    """
+    types = {"key": pa.string(), "source": pa.string()}
+    for name, field in fields.items():
+        types |= image_columns(name) if field.type == "image" else bytes_columns(name)
+    types |= bytes_columns(SCALARS)
+    columns = {name: column_type(field) for name, field in fields.items() if not field.stored}
+    return types | {name: columns[name] for name in sorted(columns, key=lambda name: name != "label")}
+
+
+def index_columns(fields: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, pa.Array]:
+    """Return the columns of an index in their order, from lists or arrays of values by the columns' names."""
+    types = index_types(fields)
+    return {
+        name: values[name] if isinstance(values[name], pa.Array) else pa.array(values[name], kind)
+        for name, kind in types.items()
+        if name in values
+    }
+
+
 def encode_index(columns: Mapping[str, pa.Array], shard_digest: str) -> bytes:
     """Return the bytes of an index file; the same columns give the same bytes.
 
@@ -64,7 +102,12 @@ def encode_index(columns: Mapping[str, pa.Array], shard_digest: str) -> bytes:
         shard_digest: the xxh3-128 digest of the shard's bytes, hexadecimal.
     """
     metadata = {"shardfeed.index": VERSION, "shard_digest": shard_digest}
-    schema = pa.schema([pa.field(name, a.type, nullable=False) for name, a in columns.items()], metadata=metadata)
+    # Only the columns of fields may hold nulls; the names of all others are fixed, or have a dot before a fixed end.
+    fixed = {"key", "source", "label"}
+    schema = pa.schema(
+        [pa.field(name, a.type, nullable=a.null_count > 0 and name not in fixed) for name, a in columns.items()],
+        metadata=metadata,
+    )
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
@@ -82,6 +125,21 @@ class StringColumn:
         return str(self.data[self.offsets[row] : self.offsets[row + 1]], "utf-8")
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StoredColumns:
+    """What an index says of one stored field, or of a member: of each sample offset, size (bytes) and CRC-32C.
+
+    `widths`, `heights` (pixels) and `formats` are those of images; None for other fields.
+    """
+
+    offsets: "memoryview[int]"
+    sizes: "memoryview[int]"
+    crcs: "memoryview[int]"
+    widths: "memoryview[int] | None" = None
+    heights: "memoryview[int] | None" = None
+    formats: "memoryview[int] | None" = None
+
+
 class ShardIndex:
     """An open index. Columns are views of the file's own buffers (nothing is copied), read one value at a time.
 
@@ -91,31 +149,46 @@ class ShardIndex:
     def __init__(self, table: pa.RecordBatch) -> None:
         self.num_samples: int = table.num_rows
         self._table = table
+        self.names: list[str] = list(table.schema.names)
         self.keys = self.strings("key")
-        self.labels = self.numbers("label") if "label" in self else None
-        self.offsets = self.numbers("image.offset")
-        self.sizes = self.numbers("image.size")
-        self.crcs = self.numbers("image.crc32c")
-        self.widths = self.numbers("image.width")
-        self.heights = self.numbers("image.height")
-        self.formats = self.numbers("image.format")
+        self.labels = self.numbers("label") if "label" in self.names else None
+        self._stored: dict[str, StoredColumns] = {}
+        self.image = self.stored("image")
 
     def __contains__(self, name: str) -> bool:
-        return name in self._table.schema.names
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the columns."""
-        return list(self._table.schema.names)
+        return name in self.names
 
     @property
     def stored_fields(self) -> list[str]:
-        """The names of the fields that the shard stores as bytes."""
+        """The names of the fields and members that the shard stores as bytes."""
         return [name.removesuffix(".crc32c") for name in self.names if name.endswith(".crc32c")]
+
+    def stored(self, field: str) -> StoredColumns:
+        """Return the columns of a stored field, or of a member."""
+        columns = self._stored.get(field)
+        if columns is None:
+            image = f"{field}.format" in self.names
+            columns = self._stored[field] = StoredColumns(
+                offsets=self.numbers(f"{field}.offset"),
+                sizes=self.numbers(f"{field}.size"),
+                crcs=self.numbers(f"{field}.crc32c"),
+                widths=self.numbers(f"{field}.width") if image else None,
+                heights=self.numbers(f"{field}.height") if image else None,
+                formats=self.numbers(f"{field}.format") if image else None,
+            )
+        return columns
+
+    def column(self, name: str) -> pa.Array:
+        """Return a column of any type."""
+        return self._table.column(name)
 
     def values(self, name: str) -> list[Any]:
         """Return the values of a column of any type."""
         return list(self._table.column(name).to_pylist())
+
+    def array(self, name: str) -> "NDArray[Any]":
+        """Return a column of numbers without nulls as an array that shares its memory."""
+        return np.asarray(self._table.column(name).to_numpy(zero_copy_only=True))
 
     def numbers(self, name: str) -> "memoryview[int]":
         """Return a column of numbers."""

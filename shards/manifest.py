@@ -12,6 +12,10 @@
     "shuffled": true,
     "shuffle_seed": 0,                  null when not shuffled, or when nobody knows
     "build": {"shard_bytes": 67108864, "shard_samples": null, "max_pixels": 178956970},
+    "origin": null,                     where the shards lie, when not beside the manifest: data adopted in place
+    "generation": 0,                    1, 2, … after samples or columns were added or removed
+    "parent": null,                     the dataset digest of the generation before
+    "columns": {},                      {"label": {"file": "columns/label.1f00ab42.arrow", "digest": "…"}}
     "digest_algorithm": "xxh3-128",     of the shards and their indexes
     "num_samples": 600,
     "size_bytes": 67635200,
@@ -21,8 +25,12 @@
     ]
     }
 
-It holds no time, no host and no absolute path: the same input makes the same manifest. In memory the shards are columns
-(NumPy), so that 80,000 of them load in a fraction of a second and nothing is ever kept per sample.
+A record of a shard may say more (`feeder.shards.shard_table`). A manifest that a build writes holds no time, no host
+and no absolute path: the same input makes the same manifest. In memory the shards are columns (NumPy), so that 80,000
+of them load in a fraction of a second and nothing is ever kept per sample.
+
+``manifest.json`` is the newest generation; the manifests of earlier ones stand in ``generations/000000.json`` and so
+on, and open like the dataset itself. Files that a generation names never change, so a reader keeps the one it opened.
 """
 
 import dataclasses
@@ -38,48 +46,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder.shards.checked_json import FaultError, one_of, optional, required
 from feeder.shards.errors import ManifestError
+from feeder.shards.fields import TYPES, Field
 from feeder.shards.formats import SHARD_FORMATS
-from feeder.shards.sources import SPLITS
+from feeder.shards.shard_table import SegmentTable, ShardTable, documents, is_plain_name, parse_shards
 from feeder.shards.storage import Folder, LocalFolder, flush_folder, open_folder, staged_file
+from feeder.shards.table import SPLITS
 
 MANIFEST_NAME = "manifest.json"
+GENERATIONS_FOLDER = "generations"
+COLUMNS_FOLDER = "columns"
 MARKER_NAME = ".building"  # stands in a destination, locked, from the start of a build until its manifests are written
 VERSION = 1
 DIGEST_ALGORITHM = "xxh3-128"
 
-_DIGEST_BYTES = 16  # 128 bits: no two datasets meet by accident, and people can still compare it by eye
+_GENERATION_NAME = re.compile(rf"(?:(.*)/)?({GENERATIONS_FOLDER}/\d{{6}}\.json)", re.DOTALL)
 _HEX_DIGEST = re.compile("[0-9a-f]{32}")
-_MAX_COUNT = 2**47  # of samples and bytes of one shard: sums over 65,536 of them stay within 64 bits
-_SHARD_KEYS = ("name", "samples", "size_bytes", "digest", "index_digest")
+_DIGEST_BYTES = 16  # 128 bits: no two datasets meet by accident, and people can still compare it by eye
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """One field of every sample.
+class ColumnFile:
+    """The file that holds one field of all samples, in sample order: its name, and its xxh3-128 digest."""
 
-    Attributes:
-        type: ``"image"``, or the type of a scalar, such as ``"int64"``.
-        extension: that of the field's tar member; None where each image has the one of its format, and where the field
-            has no member of its own.
-    """
-
-    type: str
-    extension: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class ShardTable:
-    """The shards of a dataset as columns, in manifest order."""
-
-    names: list[str]
-    samples: NDArray[np.int64]
-    size_bytes: NDArray[np.int64]
-    digests: list[str]
-    index_digests: list[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
+    file: str
+    digest: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,14 +80,19 @@ class Manifest:
 
     Attributes:
         digest: the dataset digest, hexadecimal; two datasets with one digest have the same bytes.
-        format: ``"tar"``, ``"arrow"``, or ``"folder"`` for an image folder adopted in memory.
+        format: a name in `feeder.shards.formats.SHARD_FORMATS`.
         classes: the class names in order of their labels.
         split: the name of the split, or None.
         fields: what a sample holds, by name.
         shuffled: whether samples lie in random order over all shards.
         shuffle_seed: the seed of that order, if known.
-        build: the settings of the build that decided its bytes.
+        build: the settings of the build that decided its bytes; ``"adopted"`` is true where shards were not written by
+            a build of ours.
         shards: the shards as columns.
+        origin: the absolute path or URL of the folder in which shards lie; None: beside the manifest.
+        generation: how many changes the dataset has seen since it was built.
+        parent: the digest of the generation before, or None.
+        columns: the files that hold a field of all samples, by field.
     """
 
     digest: str
@@ -107,6 +104,10 @@ class Manifest:
     shuffle_seed: int | None
     build: Mapping[str, Any]
     shards: ShardTable
+    origin: str | None = None
+    generation: int = 0
+    parent: str | None = None
+    columns: Mapping[str, ColumnFile] = dataclasses.field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Manifest) and other.digest == self.digest
@@ -120,6 +121,16 @@ class Manifest:
         ids = np.zeros(len(self.shards) + 1, np.int64)
         np.cumsum(self.shards.samples, out=ids[1:])
         return ids
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the shards were not written by a build of ours: names and layout of their members are any."""
+        return bool(self.build.get("adopted"))
+
+    @functools.cached_property
+    def segments(self) -> SegmentTable:
+        """What orders permute: whole shards, and the segments of those over 128 MiB."""
+        return self.shards.segment_table()
 
     @functools.cached_property
     def num_samples(self) -> int:
@@ -135,13 +146,15 @@ class Manifest:
 def new_manifest(
     *,
     shards: ShardTable,
+    fields: Mapping[str, Field],
     classes: tuple[str, ...] = (),
     split: str | None = None,
-    fields: Mapping[str, Field],
     shuffle_seed: int | None = None,
     shuffled: bool = False,
     build: Mapping[str, Any] | None = None,
     shard_format: str = "tar",
+    origin: str | None = None,
+    columns: Mapping[str, ColumnFile] | None = None,
 ) -> Manifest:
     """Return the manifest of these shards, with its digest."""
     manifest = Manifest(
@@ -154,7 +167,14 @@ def new_manifest(
         shuffle_seed=shuffle_seed,
         build=dict(build or {}),
         shards=shards,
+        origin=origin,
+        columns=dict(columns or {}),
     )
+    return sealed(manifest)
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """Return a manifest with the digest that its content has."""
     return dataclasses.replace(manifest, digest=dataset_digest(_document(manifest)))
 
 
@@ -191,30 +211,36 @@ def load_manifest(source: str | os.PathLike[str]) -> Manifest:
         ManifestError: it is missing, cut, altered, of another version, or contradicts itself.
         StorageError: the storage would not give it.
     """
-    return read_manifest(dataset_folder(source))
+    return read_manifest(*locate_manifest(source))
 
 
-def dataset_folder(source: str | os.PathLike[str]) -> Folder:
-    """Return the folder of the dataset at a path or URL, which may also be that of its manifest."""
+def locate_manifest(source: str | os.PathLike[str]) -> tuple[Folder, str]:
+    """Return the folder of a dataset and the name of its manifest there.
+
+    Args:
+        source: the path or URL of the dataset, of its manifest, or of an earlier generation of it.
+    """
     url = os.fspath(source)
+    if older := _GENERATION_NAME.fullmatch(url):
+        return open_folder(older[1] if older[1] is not None else "."), older[2]
     if url.endswith("/" + MANIFEST_NAME) or url == MANIFEST_NAME:
         url = url[: -len(MANIFEST_NAME)] or "."
-    return open_folder(url)
+    return open_folder(url), MANIFEST_NAME
 
 
-def read_manifest(folder: Folder) -> Manifest:
-    """Read the manifest of the dataset in a folder; errors as in `load_manifest`."""
-    return parse_manifest(read_manifest_bytes(folder), folder.where(MANIFEST_NAME))
+def read_manifest(folder: Folder, name: str = MANIFEST_NAME) -> Manifest:
+    """Read the manifest of the dataset in a folder, or that of an earlier generation; errors as in `load_manifest`."""
+    return parse_manifest(read_manifest_bytes(folder, name), folder.where(name))
 
 
-def read_manifest_bytes(folder: Folder) -> bytes:
-    """Return the bytes of the manifest in a folder, unread; until its build has finished, there is none."""
-    where = folder.where(MANIFEST_NAME)
-    if isinstance(folder, LocalFolder):
-        _refuse_unfinished(folder.url)
+def read_manifest_bytes(folder: Folder, name: str = MANIFEST_NAME) -> bytes:
+    """Return the bytes of a manifest, unread; until its build has finished, there is none."""
+    where = folder.where(name)
     try:
-        return folder.read(MANIFEST_NAME)
+        return folder.read(name)
     except FileNotFoundError as error:
+        if isinstance(folder, LocalFolder) and name == MANIFEST_NAME:
+            _refuse_unfinished(folder.url)
         raise ManifestError(
             f"no manifest at {where}: expected a dataset made by 'feeder build'; check the path, or build it again "
             "if its build was interrupted"
@@ -245,25 +271,12 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise ManifestError(f"{where} holds a JSON {type(document).__name__}, expected an object; is it a manifest?")
     try:
         return _from_document(document)
-    except _FaultError as fault:
+    except FaultError as fault:
         raise ManifestError(f"{fault.what} in {where}{fault.next_step}") from fault
-
-
-class _FaultError(Exception):
-    """What is wrong inside a manifest, before the place of the manifest is known."""
-
-    def __init__(
-        self, what: str, next_step: str = "; copy the dataset again from its origin, or build it again"
-    ) -> None:
-        super().__init__(what)
-        self.what = what
-        self.next_step = next_step
 
 
 def _document(manifest: Manifest) -> dict[str, Any]:
     """Return the JSON object of a manifest, without its digest, in the order in which it is written."""
-    table = manifest.shards
-    columns = (table.names, table.samples.tolist(), table.size_bytes.tolist(), table.digests, table.index_digests)
     fields = {
         name: {"type": field.type} if field.extension is None else {"type": field.type, "extension": field.extension}
         for name, field in manifest.fields.items()
@@ -277,135 +290,93 @@ def _document(manifest: Manifest) -> dict[str, Any]:
         "shuffled": manifest.shuffled,
         "shuffle_seed": manifest.shuffle_seed,
         "build": dict(manifest.build),
+        "origin": manifest.origin,
+        "generation": manifest.generation,
+        "parent": manifest.parent,
+        "columns": {name: dataclasses.asdict(column) for name, column in sorted(manifest.columns.items())},
         "digest_algorithm": DIGEST_ALGORITHM,
         "num_samples": manifest.num_samples,
         "size_bytes": manifest.size_bytes,
-        "shards": [dict(zip(_SHARD_KEYS, row, strict=True)) for row in zip(*columns, strict=True)],
+        "shards": documents(manifest.shards),
     }
 
 
 def _from_document(document: dict[str, Any]) -> Manifest:
-    version = _required(document, int, "version")
+    version = required(document, int, "version")
     if version > VERSION:
-        raise _FaultError(
+        raise FaultError(
             f"version {version} is newer than version {VERSION}, the latest this program reads,",
             "; upgrade shardfeed",
         )
     if version < 1:
-        raise _FaultError(f"version is {version}, expected {VERSION},")
-    stored = _required(document, str, "digest")
+        raise FaultError(f"version is {version}, expected {VERSION},")
+    stored = required(document, str, "digest")
     computed = dataset_digest(document)
+    build = required(document, dict, "build")
+    adopted = bool(build.get("adopted"))
     manifest = Manifest(
         digest=computed,
-        format=_one_of(document, "format", tuple(SHARD_FORMATS)),
+        format=one_of(document, "format", tuple(SHARD_FORMATS)),
         classes=_classes(document),
-        split=_optional(document, str, "split"),
+        split=optional(document, str, "split"),
         fields=_fields(document),
-        shuffled=_required(document, bool, "shuffled"),
-        shuffle_seed=_optional(document, int, "shuffle_seed"),
-        build=_required(document, dict, "build"),
-        shards=_shard_table(_required(document, list, "shards")),
+        shuffled=required(document, bool, "shuffled"),
+        shuffle_seed=optional(document, int, "shuffle_seed"),
+        build=build,
+        shards=parse_shards(required(document, list, "shards"), folders=adopted),
+        origin=optional(document, str, "origin"),
+        generation=_generation(document),
+        parent=optional(document, str, "parent"),
+        columns=_columns(document),
     )
-    _one_of(document, "digest_algorithm", (DIGEST_ALGORITHM,))
+    one_of(document, "digest_algorithm", (DIGEST_ALGORITHM,))
     for name, actual in (("num_samples", manifest.num_samples), ("size_bytes", manifest.size_bytes)):
-        if (stated := _required(document, int, name)) != actual:
-            raise _FaultError(f"{name} is {stated}, but the shards sum to {actual},")
+        if (stated := required(document, int, name)) != actual:
+            raise FaultError(f"{name} is {stated}, but the shards sum to {actual},")
     if stored != computed:
-        raise _FaultError(f"the digest is {stored}, but the content has {computed}: it was altered after the build,")
+        raise FaultError(f"the digest is {stored}, but the content has {computed}: it was altered after the build,")
     return manifest
 
 
-def _required(entry: dict[str, Any], kind: type, name: str, at: str = "") -> Any:
-    """Return entry[name], which must be there and of a type; bool does not pass as int."""
-    if name not in entry:
-        raise _FaultError(f"missing value at {at}{name}")
-    value = entry[name]
-    if type(value) is not kind:
-        got = "null" if value is None else type(value).__name__
-        raise _FaultError(f"{at}{name} is {got}, expected {kind.__name__},")
-    return value
-
-
-def _optional(entry: dict[str, Any], kind: type, name: str, at: str = "") -> Any:
-    """Return entry[name], which may be missing or null, else must be of a type."""
-    return None if entry.get(name) is None else _required(entry, kind, name, at)
-
-
-def _one_of(entry: dict[str, Any], name: str, allowed: tuple[str, ...]) -> str:
-    value = _required(entry, str, name)
-    if value not in allowed:
-        raise _FaultError(
-            f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))},", "; upgrade shardfeed"
-        )
-    return str(value)
-
-
 def _classes(document: dict[str, Any]) -> tuple[str, ...]:
-    classes = _required(document, list, "classes")
+    classes = required(document, list, "classes")
     for number, name in enumerate(classes):
         if type(name) is not str:
-            raise _FaultError(f"classes[{number}] is {type(name).__name__}, expected str,")
+            raise FaultError(f"classes[{number}] is {type(name).__name__}, expected str,")
     if len(set(classes)) != len(classes):
-        raise _FaultError("classes holds a name twice,")
+        raise FaultError("classes holds a name twice,")
     return tuple(classes)
 
 
 def _fields(document: dict[str, Any]) -> dict[str, Field]:
     fields = {}
-    for name, entry in _required(document, dict, "fields").items():
+    for name, entry in required(document, dict, "fields").items():
         if type(entry) is not dict:
-            raise _FaultError(f"fields.{name} is {type(entry).__name__}, expected an object,")
+            raise FaultError(f"fields.{name} is {type(entry).__name__}, expected an object,")
         at = f"fields.{name}."
-        fields[name] = Field(type=_required(entry, str, "type", at), extension=_optional(entry, str, "extension", at))
+        fields[name] = Field(type=one_of(entry, "type", TYPES, at), extension=optional(entry, str, "extension", at))
+    if "image" not in fields or fields["image"].type != "image":
+        raise FaultError("fields lacks image, which every sample has,")
     return fields
 
 
-def _shard_table(shards: list[Any]) -> ShardTable:
-    """Return the columns of the shard records.
-
-    Checks run over whole columns: quick. Only when one fails, the fault is looked for record by record.
-    """
-    try:
-        names, samples, sizes, digests, index_digests = ([shard[key] for shard in shards] for key in _SHARD_KEYS)
-    except (KeyError, TypeError, IndexError):
-        _find_fault(shards)
-        raise
-    texts = (names, digests, index_digests)
-    numbers = (samples, sizes)
-    well_formed = (
-        all(set(map(type, column)) <= {str} for column in texts)
-        and all(set(map(type, column)) <= {int} for column in numbers)
-        and all(min(column, default=1) >= 1 and max(column, default=1) < _MAX_COUNT for column in numbers)
-        and all(map(_HEX_DIGEST.fullmatch, digests + index_digests))
-        and all(map(_is_plain_name, names))
-        and len(set(names)) == len(names)
-    )
-    if not well_formed:
-        _find_fault(shards)
-    return ShardTable(names, np.array(samples, np.int64), np.array(sizes, np.int64), digests, index_digests)
+def _generation(document: dict[str, Any]) -> int:
+    generation = required(document, int, "generation")
+    if not 0 <= generation < 1_000_000:
+        raise FaultError(f"generation is {generation}, expected a number from 0 to 999999,")
+    return int(generation)
 
 
-def _find_fault(shards: list[Any]) -> None:
-    """Raise the fault of the first shard record that has one."""
-    seen: set[str] = set()
-    for number, shard in enumerate(shards):
-        at = f"shards[{number}]."
-        if type(shard) is not dict:
-            raise _FaultError(f"shards[{number}] is {type(shard).__name__}, expected an object,")
-        name = _required(shard, str, "name", at)
-        if not _is_plain_name(name):
-            raise _FaultError(f"{at}name is {name!r}, expected the name of a file beside the manifest,")
-        if name in seen:
-            raise _FaultError(f"{at}name is {name!r}, which an earlier shard has,")
-        seen.add(name)
-        for key in ("samples", "size_bytes"):
-            if not 1 <= _required(shard, int, key, at) < _MAX_COUNT:
-                raise _FaultError(f"{at}{key} is {shard[key]}, expected a positive count,")
-        for key in ("digest", "index_digest"):
-            if not _HEX_DIGEST.fullmatch(_required(shard, str, key, at)):
-                raise _FaultError(f"{at}{key} is {shard[key]!r}, expected 32 hexadecimal digits,")
-
-
-def _is_plain_name(name: str) -> bool:
-    """Say whether a shard's name stays inside the dataset: no folders, nothing hidden, no control characters."""
-    return bool(name) and name[0] != "." and "/" not in name and "\\" not in name and name.isprintable()
+def _columns(document: dict[str, Any]) -> dict[str, ColumnFile]:
+    columns = {}
+    for name, entry in required(document, dict, "columns").items():
+        if type(entry) is not dict:
+            raise FaultError(f"columns.{name} is {type(entry).__name__}, expected an object,")
+        at = f"columns.{name}."
+        file, digest = required(entry, str, "file", at), required(entry, str, "digest", at)
+        if not is_plain_name(file, folders=True):
+            raise FaultError(f"{at}file is {file!r}, expected the name of a file in {COLUMNS_FOLDER}/,")
+        if not _HEX_DIGEST.fullmatch(digest):
+            raise FaultError(f"{at}digest is {digest!r}, expected 32 hexadecimal digits,")
+        columns[name] = ColumnFile(file=file, digest=digest)
+    return columns

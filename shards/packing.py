@@ -1,34 +1,25 @@
 """Writing one shard: images checked, packed side by side, indexed, and put in place whole. Runs in worker processes."""
 
 import dataclasses
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
 from feeder.shards.errors import BadImageError, DestinationError, SourceError, StorageError
-from feeder.shards.formats import SHARD_FORMATS, ShardFormat
-from feeder.shards.images import FORMATS, MAX_IMAGE_BYTES, ImageHeader, check_image
-from feeder.shards.index import bytes_columns, encode_index, image_columns, index_name
-from feeder.shards.names import key_of, readable
+from feeder.shards.fetching import Fetched, fetch
+from feeder.shards.formats import SHARD_FORMATS
+from feeder.shards.images import FORMATS, NO_HEADER, UNKNOWN_FORMAT, ImageHeader, check_image, parsed_header
+from feeder.shards.index import encode_index, index_columns, index_name
+from feeder.shards.names import readable
 from feeder.shards.samples import DigestedFile, Sample
-from feeder.shards.storage import read_regular_file, staged_file, unreadable
-
-# These say nothing about one file: setting aside what they met would lose good images in silence.
-_FAILURES_OF_THE_MACHINE = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOTCONN,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-}
+from feeder.shards.shard_table import ShardRecord, segment_starts
+from feeder.shards.storage import staged_file
+from feeder.shards.table import SampleTable
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +29,18 @@ class ShardTask:
     Attributes:
         folder, name: where it goes.
         format: its name in `feeder.shards.formats.SHARD_FORMATS`.
-        root, paths, sizes, labels: the files in order, with the sizes that the plan was made with (bytes; negative for
-            what was no regular file) and label numbers (−1 for none).
+        table: its samples, in order.
         max_pixels: images with more are bad.
-        fail: raise on the first bad image.
+        on_error: what becomes of bad samples: ``"skip"`` leaves them out, ``"keep"`` takes them as they are where their
+            bytes can be read, ``"fail"`` raises on the first.
     """
 
     folder: str
     name: str
     format: str
-    root: str
-    paths: list[str]
-    sizes: list[int]
-    labels: list[int]
+    table: SampleTable
     max_pixels: int
-    fail: bool
+    on_error: str = "skip"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,53 +54,56 @@ class BadImage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenShard:
-    """A shard in place; with no samples, nothing was written."""
+    """A shard in place, or None where no sample was good and nothing was written; and what was set aside."""
 
-    name: str
-    samples: int
-    size_bytes: int
-    digest: str
-    index_digest: str
+    shard: ShardRecord | None
     bad: list[BadImage]
 
 
-def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images: None) -> WrittenShard:
-    """Write a shard and its index; bad images are left out and returned.
+def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda samples: None) -> WrittenShard:
+    """Write a shard and its index; bad samples are left out and returned.
 
     Raises:
-        SourceError: a file has changed since the plan was made, or an image is bad and the task says to fail.
+        SourceError: a file has changed since the plan was made, or a sample is bad and the task says to fail.
         StorageError: the machine or the mount fails, not one file.
         DestinationError: the shard cannot be written.
     """
     path = Path(task.folder, task.name)
     try:
         with staged_file(path) as file:
-            packer = _Packer(DigestedFile(file), SHARD_FORMATS[task.format], labelled=task.labels[0] >= 0)
-            bad = []
-            for source, size, label in zip(task.paths, task.sizes, task.labels, strict=True):
-                try:
-                    packer.add(source, *_checked_read(task, source, size), label)
-                except BadImageError as error:
-                    bad.append(_set_aside(task, source, error))
+            packer = _Packer(DigestedFile(file), task)
+            for row, fetched in enumerate(fetch(task.table)):
+                packer.add(row, fetched)
                 advance(1)
             columns = packer.close()
         if not packer.samples:
             path.unlink()
-            return WrittenShard(name=task.name, samples=0, size_bytes=0, digest="", index_digest="", bad=bad)
+            return WrittenShard(shard=None, bad=packer.bad)
         digest = packer.file.hexdigest()
         index_digest = write_index(path, columns, digest)
     except StorageError:
         raise  # an OSError, too, but of the source
     except OSError as error:
         raise cannot_write(path, error) from error
-    return WrittenShard(
+    record = ShardRecord(
         name=task.name,
         samples=packer.samples,
         size_bytes=packer.file.tell(),
         digest=digest,
         index_digest=index_digest,
-        bad=bad,
+        segments=segment_starts(sample_ends(columns), packer.file.tell()),
     )
+    return WrittenShard(shard=record, bad=packer.bad)
+
+
+def sample_ends(columns: dict[str, pa.Array]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return int64[n]: where the last byte of each sample ends in its shard, by the columns of the shard's index."""
+    stored = [name.removesuffix(".offset") for name in columns if name.endswith(".offset")]
+    ends = [
+        np.asarray(columns[f"{name}.offset"], np.int64) + np.maximum(np.asarray(columns[f"{name}.size"], np.int64), 0)
+        for name in stored
+    ]
+    return np.maximum.accumulate(np.maximum.reduce(ends))
 
 
 def write_index(shard: Path, columns: dict[str, pa.Array], shard_digest: str) -> str:
@@ -121,13 +112,6 @@ def write_index(shard: Path, columns: dict[str, pa.Array], shard_digest: str) ->
     with staged_file(shard.with_name(index_name(shard.name))) as file:
         file.write(data)
     return xxhash.xxh3_128_hexdigest(data)
-
-
-def rename_shard(folder: Path, shard: WrittenShard, name: str) -> WrittenShard:
-    """Give a shard that is in place, and its index, another name."""
-    os.replace(folder / shard.name, folder / name)
-    os.replace(folder / index_name(shard.name), folder / index_name(name))
-    return dataclasses.replace(shard, name=name)
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> DestinationError:
@@ -139,62 +123,88 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> DestinationErr
 
 
 class _Packer:
-    """Appends samples to a shard and gathers the columns of its index."""
+    """Appends the samples of a task to a shard, and gathers the columns of its index and what is bad."""
 
-    def __init__(self, file: DigestedFile, shard_format: ShardFormat, *, labelled: bool) -> None:
+    def __init__(self, file: DigestedFile, task: ShardTask) -> None:
         self.file = file
         self.samples = 0
-        self._writer = shard_format.writer(file, labelled)
-        names = ("key", "source", "image.width", "image.height", "image.format", *(("label",) if labelled else ()))
-        self._columns: dict[str, list[Any]] = {name: [] for name in names}
+        self.bad: list[BadImage] = []
+        self._task = task
+        self._table = table = task.table
+        writer = SHARD_FORMATS[task.format].writer
+        if writer is None:
+            raise ValueError(f"format {task.format!r} is only adopted, never written")
+        self._writer = writer(file, table.fields)
+        self._images = [name for name, field in table.fields.items() if field.type == "image"]
+        self._values = {name: column.to_pylist() for name, column in table.values.items()}
+        headers = [f"{name}.{part}" for name in self._images for part in ("width", "height", "format")]
+        labels = ["label"] if table.labelled else []
+        self._columns: dict[str, list[Any]] = {name: [] for name in ("key", "source", *headers, *labels, *self._values)}
 
-    def add(self, source: str, image: bytes, header: ImageHeader, label: int) -> None:
-        """Append a sample."""
-        sample = Sample(key=key_of(source), source=readable(source), image=image, header=header, label=label)
+    def add(self, row: int, fetched: Fetched) -> None:
+        """Append a sample, or set it aside."""
+        table = self._table
+        try:
+            stored, headers = self._checked(fetched)
+        except BadImageError as error:
+            self.bad.append(self._set_aside(row, error))
+            return
+        sample = Sample(
+            key=table.key(row),
+            source=table.name(row),
+            stored=stored,
+            headers=headers,
+            label=int(table.labels[row]),
+            values={name: column[row] for name, column in self._values.items()},
+        )
         self._writer.add(sample)
         self.samples += 1
-        row = (sample.key, sample.source, header.width, header.height, FORMATS.index(header.format), label)
-        for column, value in zip(self._columns.values(), row, strict=False):
-            column.append(value)
+        self._note(sample)
 
     def close(self) -> dict[str, pa.Array]:
         """Write what is left of the shard; return the columns of its index, in their order."""
-        columns = self._columns | dict(self._writer.close())
-        types = {"key": pa.string(), "source": pa.string()} | image_columns("image")
-        if "label.offset" in columns:
-            types |= bytes_columns("label")
+        return index_columns(self._table.fields, self._columns | dict(self._writer.close()))
+
+    def _checked(self, fetched: Fetched) -> tuple[dict[str, bytes], dict[str, ImageHeader]]:
+        """Return the bytes of each field and the headers of images, or raise `BadImageError`."""
+        stored, headers = {}, {}
+        for name, data in fetched.items():
+            try:
+                if isinstance(data, BadImageError):
+                    raise data
+                if name in self._images:
+                    headers[name] = self._header(data)
+            except BadImageError as error:
+                raise error if name == "image" else BadImageError(error.cause, f"its {name}: {error.reason}") from error
+            stored[name] = data
+        if "image" not in stored:
+            raise BadImageError("missing", "it has no image")
+        return stored, headers
+
+    def _header(self, image: bytes) -> ImageHeader:
+        if self._task.on_error == "keep":
+            return parsed_header(image)
+        return check_image(image, self._task.max_pixels)
+
+    def _note(self, sample: Sample) -> None:
+        columns = self._columns
+        columns["key"].append(sample.key)
+        columns["source"].append(sample.source)
+        for name in self._images:
+            header = sample.headers.get(name, NO_HEADER)
+            columns[f"{name}.width"].append(header.width)
+            columns[f"{name}.height"].append(header.height)
+            columns[f"{name}.format"].append(FORMATS.index(header.format) if header.format else UNKNOWN_FORMAT)
         if "label" in columns:
-            types["label"] = pa.int64()
-        return {name: pa.array(columns[name], kind) for name, kind in types.items()}
+            columns["label"].append(sample.label)
+        for name, value in sample.values.items():
+            columns[name].append(value)
 
-
-def _checked_read(task: ShardTask, source: str, size: int) -> tuple[bytes, ImageHeader]:
-    """Return the bytes and the header of an image, or raise `BadImageError`."""
-    if size > MAX_IMAGE_BYTES:
-        raise BadImageError("too large", f"it has {size} bytes, more than the {MAX_IMAGE_BYTES} allowed")
-    path = os.path.join(task.root, source)
-    try:
-        image = read_regular_file(path)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and size >= 0:
+    def _set_aside(self, row: int, error: BadImageError) -> BadImage:
+        name = self._table.name(row)
+        if self._task.on_error == "fail":
+            path = os.path.join(readable(self._table.root), name)
             raise SourceError(
-                f"{readable(path)} vanished while the dataset was built; run the build again when the source is at rest"
+                f"bad image {path}: {error.reason}; repair or remove it, or set bad images aside with --on-error skip"
             ) from error
-        if error.errno in _FAILURES_OF_THE_MACHINE:
-            raise unreadable(readable(path), error) from error
-        raise BadImageError("unreadable", f"it cannot be read: {error.strerror or error}") from error
-    if len(image) != size:
-        raise SourceError(
-            f"{readable(path)} changed while the dataset was built: it had {size} bytes and now has {len(image)}; run "
-            "the build again when the source is at rest"
-        )
-    return image, check_image(image, task.max_pixels)
-
-
-def _set_aside(task: ShardTask, source: str, error: BadImageError) -> BadImage:
-    if task.fail:
-        path = readable(os.path.join(task.root, source))
-        raise SourceError(
-            f"bad image {path}: {error.reason}; repair or remove it, or set bad images aside with --on-error skip"
-        ) from error
-    return BadImage(source=readable(source), cause=error.cause, reason=error.reason)
+        return BadImage(source=name, cause=error.cause, reason=error.reason)

@@ -16,16 +16,20 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from feeder.shards.errors import ManifestError, ShardError
+from feeder.shards.fields import ABSENT
 from feeder.shards.folder import FolderReader
-from feeder.shards.images import FORMATS
-from feeder.shards.index import ShardIndex, index_name, open_index
-from feeder.shards.manifest import MANIFEST_NAME, Manifest, dataset_folder, read_manifest
-from feeder.shards.rows import Reader, Rows, checked_ids
-from feeder.shards.sources import SPLITS
-from feeder.shards.storage import Folder, LocalFolder, unreadable
+from feeder.shards.formats import SHARD_FORMATS
+from feeder.shards.images import FORMAT_NAMES
+from feeder.shards.index import ShardIndex, StoredColumns, index_name, open_index
+from feeder.shards.manifest import MANIFEST_NAME, Manifest, locate_manifest, read_manifest
+from feeder.shards.rows import Reader, Rows, checked_ids, no_such_field
+from feeder.shards.storage import Folder, LocalFolder, open_folder, read_regular_file, unreadable
+from feeder.shards.table import SPLITS
 
 __all__ = ["Reader", "Rows", "ShardReader", "open_dataset"]
 
@@ -37,19 +41,20 @@ def open_dataset(source: str | os.PathLike[str]) -> Reader:
     """Open a dataset.
 
     Args:
-        source: the folder or URL of a dataset made by ``feeder build``, or a plain folder of images (class folders, or
-            flat), which is adopted in memory.
+        source: the folder or URL of a dataset made by ``feeder build`` or ``feeder index``, or of an earlier generation
+            of it (``…/generations/000003.json``), or a plain folder of images (class folders, or flat), which is
+            adopted in memory.
 
     Raises:
         ManifestError: there is a manifest and it cannot be used, or there is none and `source` is not a local folder.
         SourceError: a plain folder that holds no images, or several splits.
         StorageError: the storage answered with an error.
     """
-    folder = dataset_folder(source)
+    folder, name = locate_manifest(source)
     try:
-        return ShardReader(folder, read_manifest(folder))
+        return ShardReader(folder, read_manifest(folder, name))
     except ManifestError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
+        if not isinstance(error.__cause__, FileNotFoundError) or name != MANIFEST_NAME:
             raise
         if splits := find_datasets(folder.url):
             raise ManifestError(
@@ -74,7 +79,9 @@ def _first_shard(folder: str) -> str | None:
 
 def find_datasets(source: str | os.PathLike[str]) -> list[str]:
     """Return the folders or URLs of the datasets at a place: itself, or its splits; empty when there is none."""
-    folder = dataset_folder(source)
+    folder, name = locate_manifest(source)
+    if name != MANIFEST_NAME:
+        return [folder.where(name)]
     names = [split for split in ("", *SPLITS) if _exists(folder, os.path.join(split, MANIFEST_NAME))]
     return [folder.where(name) if name else folder.url for name in names]
 
@@ -103,22 +110,34 @@ class ShardReader:
 
     def describe(self, ids: NDArray[np.int64]) -> Rows:
         """Return the rows of samples; only indexes are read. Errors as in `read`, but for those of image bytes."""
-        return self._rows([(shard.index, row) for shard, row in self._locate(ids)])
+        return self._rows(self._locate(ids), "image")
 
-    def read(self, ids: NDArray[np.int64]) -> tuple[Rows, list[bytes]]:
-        """Return the rows of samples and their encoded images, each checked against its CRC-32C.
+    def read(self, ids: NDArray[np.int64], field: str = "image") -> tuple[Rows, list[bytes]]:
+        """Return the rows of samples and the bytes of a stored field, each checked against its CRC-32C.
 
         Raises:
             ShardError: a shard or its index is missing, cut, altered or of another dataset.
             StorageError: the storage answered with an error.
             IndexError: an id is outside the dataset.
+            ConfigError: the dataset has no such field, or it is a column.
         """
+        if field != "image" and not (field in self.manifest.fields and self.manifest.fields[field].stored):
+            raise no_such_field(self, field)
         places = self._locate(ids)
-        if isinstance(self._folder, LocalFolder):
-            images = [shard.read(row) for shard, row in places]
+        if isinstance(self._open.data, LocalFolder):
+            images = [shard.read(row, field) for shard, row in places]
         else:
-            images = self._read_ranges(places)
-        return self._rows([(shard.index, row) for shard, row in places]), images
+            images = self._read_ranges(places, field)
+        return self._rows(places, field), images
+
+    def values(self, ids: NDArray[np.int64], field: str) -> list[Any]:
+        """Return the values of a column field, None where a sample has none. Errors as in `read`."""
+        if field not in self.manifest.fields or self.manifest.fields[field].stored:
+            raise no_such_field(self, field)
+        if field in self.manifest.columns:
+            rows = pa.array(checked_ids(ids, self.manifest.num_samples))
+            return list(self._open.column(field).take(rows).to_pylist())
+        return [shard.index.column(field)[row].as_py() for shard, row in self._locate(ids)]
 
     def close(self) -> None:
         """Release descriptors and mappings; a later read opens what it needs."""
@@ -139,26 +158,39 @@ class ShardReader:
             places.append((shard, row))
         return places
 
-    def _read_ranges(self, places: list[tuple["OpenShard", int]]) -> list[bytes]:
-        ranges = [(shard.name, shard.index.offsets[row], shard.index.sizes[row]) for shard, row in places]
+    def _read_ranges(self, places: list[tuple["OpenShard", int]], field: str) -> list[bytes]:
+        present = [place for place, (shard, row) in enumerate(places) if shard.stored(field).sizes[row] != ABSENT]
+        ranges = [places[place][0].range(places[place][1], field) for place in present]
+        images = [b""] * len(places)
         if not ranges:
-            return []
+            return images
         try:
-            images = self._folder.read_ranges(ranges)
+            found = self._open.data.read_ranges(ranges)
         except FileNotFoundError as error:
             raise _missing("shard", str(error.filename or self.url)) from error
-        for (shard, row), image in zip(places, images, strict=True):
-            shard.check(row, image)
+        for place, image in zip(present, found, strict=True):
+            shard, row = places[place]
+            shard.check(row, shard.stored(field), image)
+            images[place] = image
         return images
 
     @staticmethod
-    def _rows(places: list[tuple[ShardIndex, int]]) -> Rows:
+    def _rows(places: list[tuple["OpenShard", int]], field: str) -> Rows:
+        rows = [(shard.index, shard.stored(field), row) for shard, row in places]
+        headers = [
+            (0, 0, "")
+            if stored.widths is None or stored.heights is None or stored.formats is None
+            else (stored.widths[row], stored.heights[row], FORMAT_NAMES[stored.formats[row]])
+            for _, stored, row in rows
+        ]
         return Rows(
-            keys=[index.keys[row] for index, row in places],
-            labels=np.array([index.labels[row] if index.labels is not None else -1 for index, row in places], np.int64),
-            widths=np.array([index.widths[row] for index, row in places], np.int32),
-            heights=np.array([index.heights[row] for index, row in places], np.int32),
-            formats=[FORMATS[index.formats[row]] for index, row in places],
+            keys=[index.keys[row] for index, _, row in rows],
+            labels=np.array(
+                [index.labels[row] if index.labels is not None else -1 for index, _, row in rows], np.int64
+            ),
+            widths=np.array([width for width, _, _ in headers], np.int32),
+            heights=np.array([height for _, height, _ in headers], np.int32),
+            formats=[name for _, _, name in headers],
         )
 
 
@@ -177,27 +209,70 @@ class OpenShard:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def read(self, row: int) -> bytes:
-        """Return the checked image of a sample of a local shard."""
-        index = self.index
-        size = index.sizes[row]
+    def stored(self, field: str) -> StoredColumns:
+        """Return what the index says of a stored field."""
+        return self.index.image if field == "image" else self.index.stored(field)
+
+    def range(self, row: int, field: str) -> tuple[str, int, int]:
+        """Return the file, offset and size of a sample's field."""
+        stored = self.stored(field)
+        return self.name, stored.offsets[row], stored.sizes[row]
+
+    def read(self, row: int, field: str) -> bytes:
+        """Return the checked bytes of a sample's field, of a local shard; none where it is absent."""
+        stored = self.stored(field)
+        size = stored.sizes[row]
+        if size == ABSENT:
+            return b""
         try:
-            image = os.pread(self._descriptor, size, index.offsets[row])
+            image = os.pread(self._descriptor, size, stored.offsets[row])
         except OSError as error:
             raise unreadable(self.where, error) from error
-        if len(image) != size or google_crc32c.value(image) != index.crcs[row]:
-            self.check(row, image)
+        if len(image) != size or google_crc32c.value(image) != stored.crcs[row]:
+            self.check(row, stored, image)
         return image
 
-    def check(self, row: int, image: bytes) -> None:
+    def check(self, row: int, stored: StoredColumns, image: bytes) -> None:
         """Raise `ShardError` unless these are the bytes that the index describes."""
-        index = self.index
-        at = f"sample {index.keys[row]!r} at offset {index.offsets[row]} of {self.where}"
+        at = self.place(row, stored)
         next_step = "run 'feeder verify --level full' on the dataset, and copy the shard again from its origin"
-        if len(image) != index.sizes[row]:
-            raise ShardError(f"{at} is cut: got {len(image)} bytes, expected {index.sizes[row]}; {next_step}")
-        if (crc := google_crc32c.value(image)) != index.crcs[row]:
-            raise ShardError(f"{at} was altered: CRC-32C {crc:08x}, expected {index.crcs[row]:08x}; {next_step}")
+        if len(image) != stored.sizes[row]:
+            raise ShardError(f"{at} is cut: got {len(image)} bytes, expected {stored.sizes[row]}; {next_step}")
+        if (crc := google_crc32c.value(image)) != stored.crcs[row]:
+            raise ShardError(f"{at} was altered: CRC-32C {crc:08x}, expected {stored.crcs[row]:08x}; {next_step}")
+
+    def place(self, row: int, stored: StoredColumns) -> str:
+        """Return a sample's place, for messages."""
+        return f"sample {self.index.keys[row]!r} at offset {stored.offsets[row]} of {self.where}"
+
+
+class OpenFiles(OpenShard):
+    """A group of files, one a sample, adopted in place: the index names them in its column ``path``."""
+
+    __slots__ = ("_paths",)
+
+    def __init__(self, name: str, where: str, index: ShardIndex) -> None:
+        super().__init__(name, where, index, -1)
+        self._paths = index.strings("path")
+
+    def range(self, row: int, field: str) -> tuple[str, int, int]:
+        return self._paths[row], 0, self.stored(field).sizes[row]
+
+    def read(self, row: int, field: str) -> bytes:
+        stored = self.stored(field)
+        path = os.path.join(self.where, self._paths[row])
+        try:
+            image = read_regular_file(path)
+        except FileNotFoundError as error:
+            raise _missing("file", path) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if len(image) != stored.sizes[row] or google_crc32c.value(image) != stored.crcs[row]:
+            self.check(row, stored, image)
+        return image
+
+    def place(self, row: int, stored: StoredColumns) -> str:
+        return f"sample {self.index.keys[row]!r} in {self.where}/{self._paths[row]}"
 
 
 class _OpenShards:
@@ -207,8 +282,10 @@ class _OpenShards:
     """
 
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.data = folder if manifest.origin is None else open_folder(manifest.origin)
         self._folder = folder
         self._manifest = manifest
+        self._columns: dict[str, Any] = {}
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         share = limit // _DESCRIPTOR_SHARE if limit != resource.RLIM_INFINITY else _MAX_OPEN_SHARDS
         self._capacity = max(2, min(_MAX_OPEN_SHARDS, share))
@@ -234,16 +311,25 @@ class _OpenShards:
                 shards.popitem(last=False)
         return shard
 
+    def column(self, field: str) -> Any:
+        """Return a field of all samples, opened on first use."""
+        column = self._columns.get(field)
+        if column is None:
+            column = self._columns[field] = load_column(self._folder, self._manifest, field)
+        return column
+
     def _load(self, number: int) -> OpenShard:
         name = self._manifest.shards.names[number]
-        where = self._folder.where(name)
+        if SHARD_FORMATS[self._manifest.format].files:
+            return OpenFiles(name, self.data.url, load_index(self._folder, self._manifest, number))
+        where = self.data.where(name)
         descriptor = -1
         try:
-            if isinstance(self._folder, LocalFolder):
+            if isinstance(self.data, LocalFolder):
                 descriptor = _open_local(where)
                 _compare_size(where, os.fstat(descriptor).st_size, self._manifest, number)
             else:
-                check_size(self._folder, self._manifest, number)
+                check_size(self.data, self._manifest, number)
             return OpenShard(name, where, load_index(self._folder, self._manifest, number), descriptor)
         except FileNotFoundError as error:
             raise _missing("shard", where) from error
@@ -272,7 +358,7 @@ def _compare_size(where: str, size: int, manifest: Manifest, number: int) -> Non
 def load_index(folder: Folder, manifest: Manifest, number: int) -> ShardIndex:
     """Return the index of a shard, mapped if local; `ShardError` if it is missing, cut, altered or of another shard."""
     table = manifest.shards
-    name = index_name(table.names[number])
+    name = table.index(number)
     try:
         buffer = _map(folder.where(name)) if isinstance(folder, LocalFolder) else folder.read(name)
     except FileNotFoundError as error:
@@ -284,6 +370,29 @@ def load_index(folder: Folder, manifest: Manifest, number: int) -> ShardIndex:
         shard_digest=table.digests[number],
         index_digest=table.index_digests[number],
     )
+
+
+def load_column(folder: Folder, manifest: Manifest, field: str) -> pa.ChunkedArray:
+    """Return the consolidated column of a field, mapped if local; `ShardError` if it is missing, cut or altered."""
+    column = manifest.columns[field]
+    where = folder.where(column.file)
+    try:
+        buffer = _map(where) if isinstance(folder, LocalFolder) else folder.read(column.file)
+    except FileNotFoundError as error:
+        raise _missing("column", where) from error
+    if xxhash.xxh3_128_hexdigest(buffer) != column.digest:
+        raise ShardError(
+            f"column {where} was cut or altered: its {len(memoryview(buffer))} bytes do not have the manifest's "
+            "digest; copy it again from the dataset's origin"
+        )
+    with pa.ipc.open_file(pa.py_buffer(buffer)) as reader:
+        values = reader.read_all().column(0)
+    if len(values) != manifest.num_samples:
+        raise ShardError(
+            f"column {where} holds {len(values)} values, but the manifest says {manifest.num_samples} samples; copy it "
+            "again from the dataset's origin"
+        )
+    return values
 
 
 def _open_local(path: str) -> int:

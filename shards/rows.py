@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder.errors import ConfigError
 from feeder.shards.manifest import Manifest
 
 
@@ -17,7 +18,7 @@ class Rows:
         keys: the samples' names, unique in a dataset.
         labels: int64[n], numbers of classes; −1 when there is none.
         widths, heights: int32[n], pixels of the stored image (EXIF orientation is not applied); 0 when its header
-            cannot be parsed.
+            cannot be parsed, or there is none.
         formats: ``"jpeg"``, ``"png"``, …; ``""`` when the header cannot be parsed.
     """
 
@@ -43,13 +44,27 @@ class Reader(Protocol):
         """Return the rows of samples without reading their images."""
         ...
 
-    def read(self, ids: NDArray[np.int64]) -> tuple[Rows, list[bytes]]:
-        """Return the rows of samples and their encoded images, checked against the index."""
+    def read(self, ids: NDArray[np.int64], field: str = "image") -> tuple[Rows, list[bytes]]:
+        """Return the rows of samples and the bytes of one of their stored fields, checked against the index.
+
+        Widths, heights and formats are those of the field, if it is an image. Where a sample has no such field its
+        bytes are empty.
+        """
+        ...
+
+    def values(self, ids: NDArray[np.int64], field: str) -> list[Any]:
+        """Return the values of a column field, None where a sample has none."""
         ...
 
     def close(self) -> None:
         """Release descriptors and mappings."""
         ...
+
+
+def no_such_field(reader: Reader, field: str) -> ConfigError:
+    """Return the error for a field that a dataset lacks, or that is not of the kind asked for."""
+    fields = ", ".join(f"{name} ({kind.type})" for name, kind in reader.manifest.fields.items())
+    return ConfigError(f"{reader.url} has no such field {field!r} to read in this way: its fields are {fields}")
 
 
 def checked_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:

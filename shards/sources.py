@@ -11,7 +11,6 @@ Linked folders are followed, except back into a folder that the path already wen
 that of their relative paths, folder by folder, in bytes: class by class, and within a class by name.
 """
 
-import dataclasses
 import os
 import stat
 from array import array
@@ -21,45 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feeder.shards.errors import SourceError
+from feeder.shards.fields import LABEL, Field
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.names import PathTable, readable
 from feeder.shards.storage import is_remote, local_path, unreadable
-
-SPLITS = ("train", "val", "validation", "valid", "test")
-UNREADABLE = -1  # stands for the size of what is no regular file: a dangling link, a pipe, a device
+from feeder.shards.table import SPLITS, UNREADABLE, Places, SampleTable
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFiles:
-    """The image files of one split, in order.
-
-    Attributes:
-        split: the name of the split, or None.
-        root: the absolute path that `paths` are relative to.
-        paths: relative paths.
-        sizes: int64[n], bytes; `UNREADABLE` for what is no regular file.
-        labels: int64[n], numbers of `classes`; −1 in a flat folder.
-        classes: class names in order of their labels, those of all splits; empty for a flat folder.
-    """
-
-    split: str | None
-    root: str
-    paths: PathTable
-    sizes: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the files have labels: all of them do, or none."""
-        return bool(self.labels[0] >= 0)
-
-
-def scan_source(source: str | os.PathLike[str]) -> list[ImageFiles]:
-    """Return the image files of a source folder: one entry a split, or a single entry with split None.
+def scan_source(source: str | os.PathLike[str]) -> list[SampleTable]:
+    """Return the samples of a source folder: one table a split, or a single entry with split None.
 
     Raises:
         SourceError: no such folder, no images in it, or images beside class folders.
@@ -80,12 +49,10 @@ def scan_source(source: str | os.PathLike[str]) -> list[ImageFiles]:
     classes = sorted(names, key=os.fsencode)
     if len(set(map(readable, classes))) < len(classes):
         raise SourceError(f"two class folders of {root} differ only in bytes that are not UTF-8; rename one of them")
-    return [_image_files(*part, classes) for part in parts]
+    return [_table(*part, classes) for part in parts]
 
 
-def _image_files(
-    split: str | None, root: str, paths: list[str], sizes: NDArray[np.int64], classes: list[str]
-) -> ImageFiles:
+def _table(split: str | None, root: str, paths: list[str], sizes: NDArray[np.int64], classes: list[str]) -> SampleTable:
     """Return the files of one split with their labels; images beside class folders are refused."""
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[path.partition("/")[0]] if "/" in path else -1 for path in paths], np.int64)
@@ -95,13 +62,16 @@ def _image_files(
             f"{root} holds both class folders ({readable(classes[0])}, …) and images beside them ({readable(loose)}, "
             "…), so their label is unknown; move those images into class folders, or away"
         )
-    return ImageFiles(
+    names = PathTable(paths)
+    label = {"label": LABEL} if labels[0] >= 0 else {}
+    return SampleTable(
         split=split,
         root=root,
-        paths=PathTable(paths),
-        sizes=sizes,
+        names=names,
         labels=labels,
         classes=tuple(map(readable, classes)),
+        fields={"image": Field(type="image"), **label},
+        stored={"image": Places(files=names, sizes=sizes)},
     )
 
 

@@ -90,21 +90,19 @@ class RemoteFolder:
 
     def size(self, name: str) -> int:
         with _mapped_errors(self.where(name)):
-            return int(self._filesystem().size(self.where(name)))
+            return int(self.filesystem().size(self.where(name)))
 
     def read(self, name: str) -> bytes:
         with _mapped_errors(self.where(name)):
-            return bytes(self._filesystem().cat_file(self.where(name)))
+            return bytes(self.filesystem().cat_file(self.where(name)))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        urls = [self.where(name) for name, _, _ in ranges]
-        starts = [offset for _, offset, _ in ranges]
-        ends = [offset + size for _, offset, size in ranges]
-        with _mapped_errors(urls[0] if len(set(urls)) == 1 else f"{len(ranges)} ranges of {self.url}"):
-            # one call: asynchronous file systems fetch all ranges at once
-            return [bytes(data) for data in self._filesystem().cat_ranges(urls, starts, ends, on_error="raise")]
+        where = self.where(ranges[0][0]) if len(ranges) == 1 else self.url
+        urls = [(self.where(name), offset, size) for name, offset, size in ranges]
+        return _cat_ranges(self.filesystem(), urls, where)
 
-    def _filesystem(self) -> Any:
+    def filesystem(self) -> Any:
+        """Return fsspec's object for the file system, that of this process."""
         opened = self._opened
         if opened is None or opened[0] != os.getpid():
             import fsspec  # 50 ms to import: only remote data pays it
@@ -115,6 +113,33 @@ class RemoteFolder:
             # threads that both get here receive the same object from fsspec's own instance cache.
             opened = self._opened = (os.getpid(), fsspec.core.url_to_fs(self.url)[0])
         return opened[1]
+
+
+def read_url_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Return the bytes of each (URL, offset, size), those of one protocol fetched together.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: the storage answered with another error.
+    """
+    by_protocol: dict[str, list[int]] = {}
+    for number, (url, _, _) in enumerate(ranges):
+        by_protocol.setdefault(url.partition("://")[0], []).append(number)
+    results: dict[int, bytes] = {}
+    for numbers in by_protocol.values():
+        chosen = [ranges[number] for number in numbers]
+        folder = RemoteFolder(chosen[0][0].rpartition("/")[0])
+        results |= zip(numbers, _cat_ranges(folder.filesystem(), chosen, folder.url), strict=True)
+    return [results[number] for number in range(len(ranges))]
+
+
+def _cat_ranges(filesystem: Any, ranges: Sequence[tuple[str, int, int]], where: str) -> list[bytes]:
+    """Return the bytes of (URL, offset, size); one call, so that asynchronous file systems fetch all at once."""
+    urls = [url for url, _, _ in ranges]
+    starts = [offset for _, offset, _ in ranges]
+    ends = [offset + size for _, offset, size in ranges]
+    with _mapped_errors(where if len(ranges) == 1 else f"{len(ranges)} ranges of {where}"):
+        return [bytes(data) for data in filesystem.cat_ranges(urls, starts, ends, on_error="raise")]
 
 
 @contextlib.contextmanager

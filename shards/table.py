@@ -16,7 +16,6 @@ from feeder.shards.names import PathTable, key_of, readable
 
 SPLITS = ("train", "val", "validation", "valid", "test")  # the names that folders of splits may have, in order
 UNREADABLE = -1  # stands for the size of what is no regular file: a dangling link, a pipe, a device
-ABSENT = -2  # stands for the size of a field that a sample does not have
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +24,7 @@ class Places:
 
     Attributes:
         files: paths relative to the table's root, absolute paths, or URLs.
-        sizes: int64[n], bytes; `UNREADABLE` or `ABSENT` where there are none.
+        sizes: int64[n], bytes; `UNREADABLE`, or `feeder.shards.fields.ABSENT`, where there are none.
         numbers: int64[n], the file of each sample; None: sample i has the file i.
         offsets: int64[n], where the bytes start in their file; None: each is a whole file.
     """

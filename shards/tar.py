@@ -2,26 +2,41 @@
 
 USTAR headers (POSIX.1-1988), regular files only, mode 0444, mtime, uid and gid 0, no names of users; the members of a
 sample stand side by side, sorted, named ``key.extension``; nothing else is in the archive. The same members give the
-same bytes. The archive ends with two zero blocks and is not padded to 10,240 bytes. A sample's label is a member of its
-own, the class number as text, as webdataset's users expect it.
+same bytes. The archive ends with two zero blocks and is not padded to 10,240 bytes.
+
+The members of a sample, as webdataset's users expect them:
+
+===================  ========================  ========================================================
+field                member                    content
+===================  ========================  ========================================================
+``image``            ``KEY.jpg``, ``.png`` …   the encoded image; ``.bin`` if its format is unknown
+other image field F  ``KEY.F.png`` …           the same
+bytes, json          ``KEY.EXTENSION``         the bytes
+``label``            ``KEY.cls``               the number of the class as text; absent for −1
+string               ``KEY.EXTENSION``         the text in UTF-8; absent for None
+all other columns    ``KEY.json``              one object of them by name; not where a field has that member
+===================  ========================  ========================================================
 """
 
 import io
+import json
 import tarfile
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from feeder.shards.errors import ShardError
-from feeder.shards.images import EXTENSIONS, FORMATS
-from feeder.shards.index import ShardIndex
-from feeder.shards.samples import DigestedFile, Sample
+from feeder.shards.fields import ABSENT, Field
+from feeder.shards.images import EXTENSIONS, FORMAT_NAMES
+from feeder.shards.index import SCALARS, ShardIndex
+from feeder.shards.samples import DigestedFile, PlaceColumns, Sample
 
 BLOCK = 512
-LABEL_EXTENSION = "cls"
+SCALARS_EXTENSION = "json"
+UNKNOWN_EXTENSION = "bin"  # of images whose format is unknown
 _MAX_SIZE = 1 << 33  # eleven octal digits
 
 # The parts of a header that never change. `tarfile.TarInfo.tobuf` makes the same bytes in ten times the time (22 µs,
@@ -38,31 +53,74 @@ MAX_NAME_BYTES = 100  # of the name field of a USTAR header; longer ones need it
 class TarWriter:
     """Writes a tar shard; see `feeder.shards.formats.ShardWriter`."""
 
-    def __init__(self, file: DigestedFile, labelled: bool) -> None:
+    def __init__(self, file: DigestedFile, fields: Mapping[str, Field]) -> None:
         self._file = file
-        self._labelled = labelled
-        fields = ("image", "label") if labelled else ("image",)
-        self._places: dict[str, list[int]] = {
-            f"{field}.{column}": [] for field in fields for column in ("offset", "size", "crc32c")
-        }
+        self._fields = fields
+        self._scalars = scalar_names(fields)
+        self._texts = [name for name, field in fields.items() if field.type == "string"]
+        self._stored = [name for name, field in fields.items() if field.stored]
+        members = [*self._stored, *self._texts]
+        if "label" in fields:
+            members.append("label")
+        if self._scalars:
+            members.append(SCALARS)
+        self._members = members
+        self._places = PlaceColumns(members)
 
     def add(self, sample: Sample) -> None:
         """Append a sample: its members sorted by extension."""
-        members = [(EXTENSIONS[sample.header.format], "image", sample.image)]
-        if self._labelled:
-            members.append((LABEL_EXTENSION, "label", b"%d" % sample.label))
-        for extension, field, data in sorted(members):
+        members = sorted(self._contents(sample))
+        for extension, field, data in members:
             self._file.write(member_header(f"{sample.key}.{extension}", len(data)))
-            self._places[f"{field}.offset"].append(self._file.tell())
-            self._places[f"{field}.size"].append(len(data))
-            self._places[f"{field}.crc32c"].append(google_crc32c.value(data))
+            self._places.add(field, self._file.tell(), len(data), google_crc32c.value(data))
             self._file.write(data)
             self._file.write(padding(len(data)))
+        if len(members) < len(self._members):
+            for field in set(self._members) - {field for _, field, _ in members}:
+                self._places.add_absent(field)
+
+    def _contents(self, sample: Sample) -> Iterator[tuple[str, str, bytes]]:
+        """Yield (extension, field, bytes) of each member that a sample has."""
+        for field in self._stored:
+            if (data := sample.stored.get(field)) is not None:
+                image = sample.headers[field].format if self._fields[field].type == "image" else None
+                yield member_extension(field, self._fields[field], image), field, data
+        for field in self._texts:
+            if (text := sample.values[field]) is not None:
+                yield member_extension(field, self._fields[field]), field, text.encode()
+        if "label" in self._fields and sample.label >= 0:
+            yield member_extension("label", self._fields["label"]), "label", b"%d" % sample.label
+        if self._scalars:
+            yield SCALARS_EXTENSION, SCALARS, encode_scalars({name: sample.values[name] for name in self._scalars})
 
     def close(self) -> dict[str, list[int]]:
         """End the archive; return where the content of each member lies."""
         self._file.write(END)
-        return self._places
+        return self._places.columns
+
+
+def member_extension(name: str, field: Field, image_format: str | None = None) -> str:
+    """Return the extension of a field's member; an image has that of its format, which is "" when unknown."""
+    if field.type == "image":
+        extension = EXTENSIONS.get(image_format or "", UNKNOWN_EXTENSION)
+        return extension if name == "image" else f"{name.lower()}.{extension}"
+    return field.extension or (f"{name.lower()}.txt" if field.type == "string" else name.lower())
+
+
+def scalar_names(fields: Mapping[str, Field]) -> list[str]:
+    """Return the names of the columns that share one member, in its order; none where a field has its extension."""
+    if any(
+        member_extension(name, field) == SCALARS_EXTENSION for name, field in fields.items() if field.type != "image"
+    ):
+        return []
+    return sorted(
+        name for name, field in fields.items() if not field.stored and field.type != "string" and name != "label"
+    )
+
+
+def encode_scalars(values: Mapping[str, Any]) -> bytes:
+    """Return the bytes of the member of scalars: a JSON object; NaN and infinities as Python writes them."""
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -90,39 +148,45 @@ def member_sizes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(BLOCK + sizes + -sizes % BLOCK, np.int64)
 
 
-def walk_members(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset of the content, size) of every member of an archive, reading its headers only.
+def walk_members(file: BinaryIO, where: str, *, own: bool = True) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset of the content, size) of every regular file in an archive, reading its headers only.
 
     Raises:
-        ShardError: the archive is cut, or a header is damaged.
+        ShardError: the archive is cut, a header is damaged, or one of our `own` holds what is no regular file.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                if not member.isreg():
+                if member.isreg():
+                    yield member.name, member.offset_data, member.size
+                elif own:
                     raise ShardError(f"{where} holds {member.name!r}, which is not a regular file; build it again")
-                yield member.name, member.offset_data, member.size
     except tarfile.TarError as error:
         raise ShardError(f"{where} is not a whole tar archive ({error}); copy it again from its origin") from error
 
 
-def check_members(data: bytes, index: ShardIndex, where: str) -> Iterator[str]:
-    """Yield a problem if the members of a tar shard are not those of its index."""
-    expected = []
-    for field in index.stored_fields:
-        offsets, sizes = index.numbers(f"{field}.offset"), index.numbers(f"{field}.size")
-        formats = index.numbers(f"{field}.format") if f"{field}.format" in index else None
-        for row in range(index.num_samples):
-            extension = EXTENSIONS[FORMATS[formats[row]]] if formats is not None else LABEL_EXTENSION
-            expected.append((f"{index.keys[row]}.{extension}", offsets[row], sizes[row]))
-    expected.sort(key=lambda member: member[1])
+def check_members(
+    data: bytes, index: ShardIndex, fields: Mapping[str, Field], where: str, *, complete: bool, own: bool = True
+) -> Iterator[str]:
+    """Yield a problem if the members of a tar shard are not those of its index.
+
+    Args:
+        data, where: the bytes of the shard, and its place for messages.
+        index, fields: what they are held against.
+        complete: every member belongs to a sample of the index.
+        own: a build wrote it, so that names count; in one that others wrote only places do.
+    """
+    expected = sorted(_expected_members(index, fields), key=lambda member: member[1])
     try:
-        got = list(walk_members(io.BytesIO(data), where))
+        got = list(walk_members(io.BytesIO(data), where, own=own))
     except ShardError as error:
         yield str(error)
         return
+    if not (complete and own):
+        wanted = {offset for _, offset, _ in expected}
+        got = [member for member in got if member[1] in wanted]
     for one, other in zip(got, expected, strict=False):
-        if one != other:
+        if one[1:] != other[1:] or (own and one[0] != other[0]):
             yield (
                 f"{where} holds {one[0]!r} at offset {one[1]} with {one[2]} bytes where its index has {other[0]!r} at "
                 f"offset {other[1]} with {other[2]} bytes"
@@ -130,3 +194,18 @@ def check_members(data: bytes, index: ShardIndex, where: str) -> Iterator[str]:
             return
     if len(got) != len(expected):
         yield f"{where} holds {len(got)} readable members, but its index has {len(expected)}"
+
+
+def _expected_members(index: ShardIndex, fields: Mapping[str, Field]) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset, size) of the members that an index speaks of."""
+    for name in index.stored_fields:
+        columns = index.stored(name)
+        for row in range(index.num_samples):
+            if columns.sizes[row] == ABSENT:
+                continue
+            if name == SCALARS:
+                extension = SCALARS_EXTENSION
+            else:
+                image = FORMAT_NAMES[columns.formats[row]] if columns.formats is not None else None
+                extension = member_extension(name, fields[name], image)
+            yield f"{index.keys[row]}.{extension}", columns.offsets[row], columns.sizes[row]

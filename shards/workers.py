@@ -45,7 +45,7 @@ def write_shards(
     )
     try:
         for task, shard in _finished(pool, tasks, workers * _QUEUED_PER_WORKER):
-            advance(len(task.paths))
+            advance(len(task.table))
             yield shard
     except BrokenProcessPool as error:
         raise DestinationError(

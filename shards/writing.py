@@ -8,7 +8,7 @@ What a build promises, in order; if the code disagrees, the code is wrong:
    touched.
 3. *Planned*: order and cut of the shards follow from paths, sizes and the seed alone, before any image is read, so that
    shards are independent tasks and any number of worker processes writes the same bytes. A bad image leaves its shard
-   shorter; a shard that would hold none is left out.
+   shorter; a shard that would hold none is left out, and its number with it.
 4. *Staged*: a shard and its index are written under a temporary name, flushed to the disk, then renamed.
 5. *Committed*: manifests are written when all shards are there, then the marker goes. Whatever stops the build before
    that (an error, Ctrl-C) removes what it wrote; after a kill the next build does, and no manifest stands meanwhile.
@@ -22,24 +22,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from feeder.errors import ConfigError
 from feeder.shards.destination import BAD_IMAGES_NAME, Destination, claim_destination
 from feeder.shards.errors import ShardsError, SourceError
-from feeder.shards.formats import SHARD_FORMATS, shard_name
+from feeder.shards.formats import WRITTEN_FORMATS, shard_name
 from feeder.shards.images import MAX_PIXELS
-from feeder.shards.manifest import Field, Manifest, ShardTable, new_manifest, save_manifest
+from feeder.shards.manifest import Manifest, new_manifest, save_manifest
 from feeder.shards.packing import (
     BadImage,
     ShardTask,
     WrittenShard,
     cannot_write,
-    rename_shard,
 )
 from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
-from feeder.shards.sources import ImageFiles, scan_source
+from feeder.shards.shard_table import ShardRecord, shard_table
+from feeder.shards.sources import scan_source
 from feeder.shards.storage import flush_folder, staged_file
+from feeder.shards.table import SampleTable
 from feeder.shards.workers import write_shards
 
 SHARDS_PER_WORKER = 3  # a process takes half a second to start, in which one alone writes as many
@@ -51,13 +50,13 @@ class BuildOptions:
     """What decides the bytes of a dataset, and what happens to bad images.
 
     Attributes:
-        format: of the shards, a name in `feeder.shards.formats.SHARD_FORMATS`.
+        format: of the shards, one of `feeder.shards.formats.WRITTEN_FORMATS`.
         seed: of the shuffle.
         shuffle: lay the samples in random order over all shards; else in the order of the source.
         shard_bytes: the size that tar shards do not pass (bytes); other formats put the same samples into a shard.
         shard_samples: at most this many samples in a shard, if given.
         max_pixels: images whose header names more are bad.
-        on_error: ``"skip"`` sets bad images aside, ``"fail"`` stops at the first.
+        on_error: ``"skip"`` sets bad images aside, ``"fail"`` stops at the first, ``"keep"`` takes them as they are.
         max_bad_fraction: with skip, more than this fraction of bad images stops the build; a few
             (`ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0.
     """
@@ -72,14 +71,14 @@ class BuildOptions:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.format not in SHARD_FORMATS:
-            raise ConfigError(f"format is {self.format!r}, expected {' or '.join(map(repr, SHARD_FORMATS))}")
+        if self.format not in WRITTEN_FORMATS:
+            raise ConfigError(f"format is {self.format!r}, expected {' or '.join(map(repr, WRITTEN_FORMATS))}")
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}, expected an integer of 64 bits")
         if self.shard_bytes < 1 or self.max_pixels < 1 or (self.shard_samples is not None and self.shard_samples < 1):
             raise ConfigError("shard_bytes, shard_samples and max_pixels must be at least 1")
-        if self.on_error not in ("skip", "fail"):
-            raise ConfigError(f"on_error is {self.on_error!r}, expected 'skip' or 'fail'")
+        if self.on_error not in ("skip", "fail", "keep"):
+            raise ConfigError(f"on_error is {self.on_error!r}, expected 'skip', 'fail' or 'keep'")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction is {self.max_bad_fraction}, expected a number from 0 to 1")
 
@@ -150,14 +149,14 @@ def build(
         raise ConfigError(f"workers is {workers}, expected at least 1")
     with claim_destination(dest, source) as destination:
         parts = scan_source(source)
-        plans = [_plan(files, options) for files in parts]
+        plans = [_plan(table, options) for table in parts]
         total = sum(map(len, parts))
         advance = start(total) if start else _ignore
         limit = _BadLimit(options, total)
         datasets, bad = [], []
         try:
-            for files, plan in zip(parts, plans, strict=True):
-                dataset, set_aside = _write_split(files, plan, destination, options, workers, limit, advance)
+            for table, plan in zip(parts, plans, strict=True):
+                dataset, set_aside = _write_split(table, plan, destination, options, workers, limit, advance)
                 datasets.append(dataset)
                 bad += set_aside
             return _commit(destination, datasets, bad)
@@ -167,9 +166,9 @@ def build(
             raise cannot_write(destination.path, error) from error
 
 
-def _plan(files: ImageFiles, options: BuildOptions) -> Plan:
+def _plan(table: SampleTable, options: BuildOptions) -> Plan:
     return plan_shards(
-        files,
+        table,
         seed=options.seed if options.shuffle else None,
         shard_bytes=options.shard_bytes,
         shard_samples=options.shard_samples,
@@ -177,7 +176,7 @@ def _plan(files: ImageFiles, options: BuildOptions) -> Plan:
 
 
 def _write_split(
-    files: ImageFiles,
+    table: SampleTable,
     plan: Plan,
     destination: Destination,
     options: BuildOptions,
@@ -186,19 +185,20 @@ def _write_split(
     advance: Callable[[int], None],
 ) -> tuple[BuiltDataset, list[BadImage]]:
     """Write the shards of a split; return what its manifest will say, and its bad images."""
-    folder = destination.path / files.split if files.split else destination.path
+    folder = destination.path / table.split if table.split else destination.path
     folder.mkdir(exist_ok=True)
     written: list[WrittenShard] = []
     processes = min(workers, max(1, len(plan) // SHARDS_PER_WORKER))
-    tasks = _tasks(folder, files, plan, options)
+    tasks = _tasks(folder, table, plan, options)
     with contextlib.closing(write_shards(tasks, processes, destination.marker, advance)) as shards:
         for shard in shards:
-            limit.count(files, shard.bad)
+            limit.count(table, shard.bad)
             written.append(shard)
-    good = _numbered(folder, sorted(written, key=lambda shard: (len(shard.name), shard.name)), options.format)
+    good = [one.shard for one in written if one.shard is not None]
+    good.sort(key=lambda shard: (len(shard.name), shard.name))
     if not good:
-        raise SourceError(f"no good image in {files.root}: all {len(files)} are bad, {limit.described()}")
-    return BuiltDataset(path=folder, manifest=_manifest(files, good, options)), _in_source_order(files, written)
+        raise SourceError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
+    return BuiltDataset(path=folder, manifest=_manifest(table, good, options)), _in_source_order(table, written)
 
 
 class _BadLimit:
@@ -211,13 +211,13 @@ class _BadLimit:
         self._total = total
         self._causes: Counter[str] = Counter()
 
-    def count(self, files: ImageFiles, bad: Sequence[BadImage]) -> None:
+    def count(self, table: SampleTable, bad: Sequence[BadImage]) -> None:
         self._causes.update(image.cause for image in bad)
         if self._causes.total() > self._allowed:
             example = bad[0]
             raise SourceError(
                 f"too many bad images: {self._causes.total()} of {self._total} so far ({self.described()}), such as "
-                f"{os.path.join(files.root, example.source)}: {example.reason}; repair the source, or allow more than "
+                f"{os.path.join(table.root, example.source)}: {example.reason}; repair the source, or allow more than "
                 f"{self._allowed} with --max-bad-fraction (now {self._fraction:g})"
             )
 
@@ -234,47 +234,25 @@ def _ignore(images: int) -> None:
     """Take progress nobody asked for."""
 
 
-def _tasks(folder: Path, files: ImageFiles, plan: Plan, options: BuildOptions) -> Iterator[ShardTask]:
+def _tasks(folder: Path, table: SampleTable, plan: Plan, options: BuildOptions) -> Iterator[ShardTask]:
     """Yield the tasks of a split, one a shard, in order."""
     for number, chosen in enumerate(plan):
         yield ShardTask(
             folder=str(folder),
             name=shard_name(number, options.format),
             format=options.format,
-            root=files.root,
-            paths=[files.paths[i] for i in chosen.tolist()],
-            sizes=files.sizes[chosen].tolist(),
-            labels=files.labels[chosen].tolist(),
+            table=table.take(chosen),
             max_pixels=options.max_pixels,
-            fail=options.on_error == "fail",
+            on_error=options.on_error,
         )
 
 
-def _numbered(folder: Path, written: list[WrittenShard], shard_format: str) -> list[WrittenShard]:
-    """Return the shards that hold samples, renamed where an empty one before them left a gap."""
-    shards: list[WrittenShard] = []
-    for shard in written:
-        if shard.samples:
-            name = shard_name(len(shards), shard_format)
-            shards.append(shard if shard.name == name else rename_shard(folder, shard, name))
-    return shards
-
-
-def _manifest(files: ImageFiles, shards: list[WrittenShard], options: BuildOptions) -> Manifest:
-    fields = {"image": Field(type="image")}
-    if files.labelled:
-        fields["label"] = Field(type="int64", extension=SHARD_FORMATS[options.format].label_extension)
+def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptions) -> Manifest:
     return new_manifest(
-        shards=ShardTable(
-            names=[shard.name for shard in shards],
-            samples=np.array([shard.samples for shard in shards], np.int64),
-            size_bytes=np.array([shard.size_bytes for shard in shards], np.int64),
-            digests=[shard.digest for shard in shards],
-            index_digests=[shard.index_digest for shard in shards],
-        ),
-        classes=files.classes,
-        split=files.split,
-        fields=fields,
+        shards=shard_table(shards),
+        classes=table.classes,
+        split=table.split,
+        fields=table.fields,
         shard_format=options.format,
         shuffled=options.shuffle,
         shuffle_seed=options.seed if options.shuffle else None,
@@ -286,12 +264,12 @@ def _manifest(files: ImageFiles, shards: list[WrittenShard], options: BuildOptio
     )
 
 
-def _in_source_order(files: ImageFiles, written: list[WrittenShard]) -> list[BadImage]:
+def _in_source_order(table: SampleTable, written: list[WrittenShard]) -> list[BadImage]:
     """Return the bad images of a split, in the order of the source, their paths relative to the whole source."""
     bad = sorted((image for shard in written for image in shard.bad), key=lambda image: image.source.split("/"))
-    if files.split is None:
+    if table.split is None:
         return bad
-    return [dataclasses.replace(image, source=f"{files.split}/{image.source}") for image in bad]
+    return [dataclasses.replace(image, source=f"{table.split}/{image.source}") for image in bad]
 
 
 def _commit(destination: Destination, datasets: list[BuiltDataset], bad: list[BadImage]) -> BuildReport:

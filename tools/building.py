@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from feeder.resources import usable_cores
-from feeder.shards.formats import SHARD_FORMATS
+from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
 from feeder.shards.writing import ALWAYS_ALLOWED_BAD, BuildOptions, BuildReport, build
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dest", metavar="DEST", help="a new or empty folder; splits go to DEST/train and so on")
     parser.add_argument(
         "--format",
-        choices=tuple(SHARD_FORMATS),
+        choices=WRITTEN_FORMATS,
         default=defaults.format,
         help="of the shards: tar for webdataset and DALI, arrow for pyarrow, polars and datasets (%(default)s)",
     )

@@ -24,8 +24,9 @@ from feeder.resources import usable_cores
 from feeder.shards.errors import ShardsError
 from feeder.shards.manifest import Manifest
 from feeder.shards.reading import open_dataset
-from feeder.shards.sources import UNREADABLE, scan_source
+from feeder.shards.sources import scan_source
 from feeder.shards.storage import staged_file
+from feeder.shards.table import UNREADABLE
 from feeder.shards.writing import BuildOptions, build
 from feeder.tools import console
 from feeder.tools.dataset_options import DEFAULT_BATCH, count
@@ -140,7 +141,7 @@ def _fingerprint(photographs: Path) -> str:
     """Return a digest of the names, sizes and times of the image files below a folder: it changes when they do."""
     digest = hashlib.blake2b(digest_size=16)
     for part in scan_source(photographs):
-        for path, size_bytes in zip(part.paths, part.sizes.tolist(), strict=True):
+        for path, size_bytes in zip(part.names, part.stored["image"].sizes.tolist(), strict=True):
             name = os.path.join(part.root, path)
             changed_ns = 0 if size_bytes == UNREADABLE else os.stat(name).st_mtime_ns
             digest.update(os.fsencode(f"{name}\0{size_bytes}\0{changed_ns}\0"))
