@@ -4,6 +4,8 @@ It prints a JSON object of what the work took, imports apart. Only the standard 
 peers may live in an environment of their own, without this package.
 """
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -26,9 +28,9 @@ def _ours(shard_format: str, workers: int, *options: str) -> Work:
     from feeder.tools.main import main
 
     def work(source: str, dest: str) -> None:
-        code = main(
-            ["build", source, dest, "--format", shard_format, "--workers", str(workers), "--json", "-q", *options]
-        )
+        command = ["build", source, dest, "--format", shard_format, "--workers", str(workers), "--quiet", *options]
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = main(command)
         if code:
             raise SystemExit(code)
 
@@ -88,18 +90,16 @@ def _samples(source: str) -> Iterator[tuple[str, bytes, int]]:
         yield f"{name}/{file.partition('.')[0]}", Path(source, name, file).read_bytes(), numbers[name]
 
 
-OURS: dict[str, Callable[[], Work]] = {
+WAYS: dict[str, Callable[[], Work]] = {
     "feeder tar, 1 worker": lambda: _ours("tar", 1),
     "feeder tar, 2 workers": lambda: _ours("tar", 2),
     "feeder arrow, 1 worker": lambda: _ours("arrow", 1),
     "feeder arrow, 2 workers": lambda: _ours("arrow", 2),
-}
-PEERS: dict[str, Callable[[], Work]] = {
     "feeder tar, 1 worker, no fsync": _ours_unflushed,
     "webdataset.ShardWriter": _webdataset,
     "streaming.MDSWriter": _streaming,
     "streaming.MDSWriter, xxh128": lambda: _streaming("xxh128"),
-    "tar cf": lambda: _program("tar", "cf", "{dest}", "-C", "{source}", "."),
+    "tar cf": lambda: _program("tar", "cf", "{dest}", "--hard-dereference", "-C", "{source}", "."),
     "cp -r": lambda: _program("cp", "-r", "--reflink=never", "{source}", "{dest}"),
 }
 
@@ -109,7 +109,7 @@ def _measure(way: str, source: str, dest: str) -> dict[str, float]:
 
     Children count: CPU time is theirs too, and the memory that of the largest process.
     """
-    work = (OURS | PEERS)[way]()
+    work = WAYS[way]()
     imports_s = _cpu_s()
     start = time.perf_counter()
     work(source, dest)
@@ -141,6 +141,4 @@ def _own_peak_kib() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout, printed = sys.stderr, sys.stdout
-    figures = _measure(*sys.argv[1:])
-    print(json.dumps(figures), file=printed)
+    print(json.dumps(_measure(*sys.argv[1:])))
