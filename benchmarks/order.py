@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from feeder.order import Order, OrderSettings
-from feeder.shards.manifest import ShardTable, load_manifest, new_manifest, save_manifest
+from feeder.shards.fields import Field
+from feeder.shards.manifest import load_manifest, new_manifest, save_manifest
+from feeder.shards.shard_table import ShardTable
 
 TITLE = "80,000 shards, 45.5 M samples, 1,024 lanes; rank 517 of 1,000, global batch 256,000; a fresh process each"
 
@@ -44,7 +46,7 @@ def _manifest(shards: int, samples: int) -> Any:
         digests=digests,
         index_digests=digests[::-1],
     )
-    return new_manifest(shards=table, fields={}, shuffled=True, shuffle_seed=0)
+    return new_manifest(shards=table, fields={"image": Field(type="image")}, shuffled=True, shuffle_seed=0)
 
 
 def _measure(folder: str, window: str, scale: int) -> dict[str, float]:
@@ -68,7 +70,7 @@ def _measure(folder: str, window: str, scale: int) -> dict[str, float]:
         window=8 * samples // len(manifest.shards) if window == "8 shards" else None,
         sticky=True,
     )
-    order = Order(manifest.shards.samples, settings)
+    order = Order(manifest.segments.samples, settings)
     timed("first_batch", lambda: order.rank_batch(0, 0, batch, 517 // scale, _RANKS // scale))
     seconds["start_to_first_batch_s"] = time.perf_counter() - start
     steps = order.steps(batch)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.photographs import photographs
-from feeder.shards.formats import SHARD_FORMATS
+from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.reading import open_dataset
 from feeder.shards.writing import BuildOptions, build
 
@@ -24,7 +24,7 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         photos = photographs(folder, made=80 if tiny else None)
         built = {
-            name: build(photos, Path(folder, name), BuildOptions(format=name)).datasets[0] for name in SHARD_FORMATS
+            name: build(photos, Path(folder, name), BuildOptions(format=name)).datasets[0] for name in WRITTEN_FORMATS
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in built}
         for _ in range(rounds):  # in turn, so that a drift of the machine's speed meets all

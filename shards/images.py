@@ -27,6 +27,10 @@ CAUSES = {
     "damaged": "the header contradicts itself",
     "truncated": "the end of the image is missing",
     "too large": "more pixels or bytes than allowed",
+    "undecodable": "the decoder cannot make pixels of it",
+    "too small": "the shorter side or the pixels are fewer than asked for",
+    "too long": "the longer side is more than asked for",
+    "too narrow": "the aspect ratio is more than asked for",
 }
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes an image for a decompression bomb (2 × its MAX_IMAGE_PIXELS)

@@ -16,6 +16,7 @@ from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.images import FORMATS, NO_HEADER, UNKNOWN_FORMAT, ImageHeader, check_image, parsed_header
 from feeder.shards.index import encode_index, index_columns, index_name
 from feeder.shards.names import readable
+from feeder.shards.recoding import FILTERED, NO_RULES, ImageRules, apply_to_sample
 from feeder.shards.samples import DigestedFile, Sample
 from feeder.shards.shard_table import ShardRecord, segment_starts
 from feeder.shards.storage import staged_file
@@ -31,8 +32,9 @@ class ShardTask:
         format: its name in `feeder.shards.formats.SHARD_FORMATS`.
         table: its samples, in order.
         max_pixels: images with more are bad.
+        images: what is done to images, and which are left out.
         on_error: what becomes of bad samples: ``"skip"`` leaves them out, ``"keep"`` takes them as they are where their
-            bytes can be read, ``"fail"`` raises on the first.
+            bytes can be read, ``"fail"`` raises on the first. Samples that ``images`` filters are left out anyway.
     """
 
     folder: str
@@ -40,6 +42,7 @@ class ShardTask:
     format: str
     table: SampleTable
     max_pixels: int
+    images: ImageRules = NO_RULES
     on_error: str = "skip"
 
 
@@ -179,7 +182,19 @@ class _Packer:
             stored[name] = data
         if "image" not in stored:
             raise BadImageError("missing", "it has no image")
-        return stored, headers
+        return self._ruled(stored, headers)
+
+    def _ruled(
+        self, stored: dict[str, bytes], headers: dict[str, ImageHeader]
+    ) -> tuple[dict[str, bytes], dict[str, ImageHeader]]:
+        """Return the sample's fields and headers after the rules for images, or raise `BadImageError`."""
+        try:
+            images, headers = apply_to_sample(self._task.images, {name: stored[name] for name in headers}, headers)
+        except BadImageError as error:
+            if self._task.on_error != "keep" or error.cause in FILTERED:
+                raise
+            return stored, headers
+        return stored | images, headers
 
     def _header(self, image: bytes) -> ImageHeader:
         if self._task.on_error == "keep":
@@ -202,7 +217,7 @@ class _Packer:
 
     def _set_aside(self, row: int, error: BadImageError) -> BadImage:
         name = self._table.name(row)
-        if self._task.on_error == "fail":
+        if self._task.on_error == "fail" and error.cause not in FILTERED:
             path = os.path.join(readable(self._table.root), name)
             raise SourceError(
                 f"bad image {path}: {error.reason}; repair or remove it, or set bad images aside with --on-error skip"

@@ -35,6 +35,7 @@ from feeder.shards.packing import (
     cannot_write,
 )
 from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
+from feeder.shards.recoding import FILTERED, NO_RULES, ImageRules
 from feeder.shards.shard_table import ShardRecord, shard_table
 from feeder.shards.sources import scan_source
 from feeder.shards.storage import flush_folder, staged_file
@@ -56,9 +57,11 @@ class BuildOptions:
         shard_bytes: the size that tar shards do not pass (bytes); other formats put the same samples into a shard.
         shard_samples: at most this many samples in a shard, if given.
         max_pixels: images whose header names more are bad.
+        images: what is done to images, and which are left out; none of it by default. Shards are cut by the sizes in
+            the source, so that images that become smaller give smaller shards.
         on_error: ``"skip"`` sets bad images aside, ``"fail"`` stops at the first, ``"keep"`` takes them as they are.
         max_bad_fraction: with skip, more than this fraction of bad images stops the build; a few
-            (`ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0.
+            (`ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0. What ``images`` filters is not counted.
     """
 
     format: str = "tar"
@@ -67,6 +70,7 @@ class BuildOptions:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
     max_pixels: int = MAX_PIXELS
+    images: ImageRules = NO_RULES
     on_error: str = "skip"
     max_bad_fraction: float = 0.01
 
@@ -213,10 +217,10 @@ class _BadLimit:
 
     def count(self, table: SampleTable, bad: Sequence[BadImage]) -> None:
         self._causes.update(image.cause for image in bad)
-        if self._causes.total() > self._allowed:
-            example = bad[0]
+        unwanted = sum(count for cause, count in self._causes.items() if cause not in FILTERED)
+        if unwanted > self._allowed and (example := next((one for one in bad if one.cause not in FILTERED), None)):
             raise SourceError(
-                f"too many bad images: {self._causes.total()} of {self._total} so far ({self.described()}), such as "
+                f"too many bad images: {unwanted} of {self._total} so far ({self.described()}), such as "
                 f"{os.path.join(table.root, example.source)}: {example.reason}; repair the source, or allow more than "
                 f"{self._allowed} with --max-bad-fraction (now {self._fraction:g})"
             )
@@ -243,6 +247,7 @@ def _tasks(folder: Path, table: SampleTable, plan: Plan, options: BuildOptions) 
             format=options.format,
             table=table.take(chosen),
             max_pixels=options.max_pixels,
+            images=options.images,
             on_error=options.on_error,
         )
 
@@ -260,6 +265,7 @@ def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptio
             "shard_bytes": options.shard_bytes,
             "shard_samples": options.shard_samples,
             "max_pixels": options.max_pixels,
+            "images": options.images.settings(),
         },
     )
 

@@ -13,8 +13,10 @@ from feeder.resources import usable_cores
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
+from feeder.shards.recoding import FILTERED
 from feeder.shards.writing import ALWAYS_ALLOWED_BAD, BuildOptions, BuildReport, build
 from feeder.tools import console
+from feeder.tools.image_options import add_image_arguments, image_rules
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 _SHOWN_BAD = 5  # bad images named on the terminal; the file has them all
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"an image with more pixels is bad ({MAX_PIXELS:,})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_image_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         shard_bytes=args.shard_size,
         shard_samples=args.shard_samples,
         max_pixels=args.max_pixels,
+        images=image_rules(args),
         on_error=args.on_error,
         max_bad_fraction=args.max_bad_fraction,
     )
@@ -145,7 +149,8 @@ def _print(report: BuildReport, seconds: float) -> None:
     print(f"built in {console.format_duration(seconds)}, {rate}, {console.format_bytes(report.size_bytes / seconds)}/s")
     if report.bad_path:
         count = len(report.bad)
-        said = f"{count:,} bad images were" if count > 1 else "1 bad image was"
+        noun = "image" if FILTERED & report.bad_by_cause.keys() else "bad image"
+        said = f"{count:,} {noun}s were" if count > 1 else f"1 {noun} was"
         print(f"\n{said} set aside, listed in {report.bad_path}:")
         console.print_table(
             ("cause", "images", "meaning"),

@@ -112,6 +112,8 @@ def test_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"^no manifest at .*/shard-000000.tar/manifest.json: expected a dataset"):
         open_dataset(dataset / "shard-000000.tar")
     (dataset / ".building").touch()
+    open_dataset(dataset)  # whole, and about to get a new generation
+    (dataset / "manifest.json").unlink()
     with pytest.raises(ManifestError) as caught:
         open_dataset(dataset)
     assert str(caught.value) == (

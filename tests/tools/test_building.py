@@ -5,9 +5,11 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from feeder.shards.manifest import load_manifest
+from feeder.shards.reading import open_dataset
 from feeder.tools.building import size_bytes
 from feeder.tools.main import main
 
@@ -41,13 +43,57 @@ def test_options_reach_the_build(image_folder: Path, tmp_path: Path, capsys: pyt
     document = json.loads(printed.out)
     manifest = load_manifest(out)
     assert printed.err == ""
-    assert manifest.build == {"shard_bytes": 20_000, "shard_samples": 10, "max_pixels": 5000}
+    assert manifest.build == {"shard_bytes": 20_000, "shard_samples": 10, "max_pixels": 5000, "images": None}
     assert manifest.shuffle_seed == 7
     assert document["datasets"][0]["digest"] == manifest.digest
     assert document["samples"] == manifest.num_samples < 36
     assert document["bad"] == {"too large": 36 - manifest.num_samples}
     assert main(["build", str(image_folder), str(tmp_path / "plain"), "--no-shuffle"]) == 0
     assert not load_manifest(tmp_path / "plain").shuffled
+
+
+def test_image_options_reach_the_build(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    scaling = ["--resize", "fit=30x40", "--quality", "70", "--orientation", "apply", "--color", "rgb"]
+    filters = ["--min-side", "41", "--max-side", "100", "--min-pixels", "2000", "--max-aspect", "2.5"]
+    assert main(["build", str(image_folder), out, *scaling, *filters, "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["bad"].keys() == {"too small", "too long"}
+    assert load_manifest(out).build["images"] == {
+        "resize": "fit=30x40",
+        "quality": 70,
+        "orientation": "apply",
+        "colour": "rgb",
+        "min_side": 41,
+        "max_side": 100,
+        "min_pixels": 2000,
+        "max_aspect": 2.5,
+    }
+    rows = open_dataset(out).describe(np.arange(load_manifest(out).num_samples))
+    assert rows.widths.max() == 30
+
+
+def test_images_that_were_filtered_are_not_called_bad(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["build", str(image_folder), str(out), "--min-side", "50", "-q"]) == 0
+    count = 36 - load_manifest(out).num_samples
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{count} images were set aside, listed in {out}/bad-images.jsonl:" in lines
+    assert f"too small      {count}  the shorter side or the pixels are fewer than asked for" in lines
+
+
+def test_image_options_that_cannot_be_are_one_sentence(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(image_folder), str(tmp_path / "out"), "--resize", "256"]) == 2
+    assert (
+        "argument --resize: resize is '256', expected shorter=256, longer=512 or fit=640x480 (width x height)"
+        in capsys.readouterr().err
+    )
+    assert main(["build", str(image_folder), str(tmp_path / "out"), "--quality", "80"]) == 2
+    assert "quality is 80, but nothing encodes images anew" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_of_another_format(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,9 @@ root that hold images are all named ``train``, ``val``, ``validation``, ``valid`
 class folders; one mapping from class to label covers all of them, so a class that is absent from ``val`` keeps its
 number.
 
+A file of classes (`feeder.shards.sources.options`) gives labels by its own order; a class folder that it does not name
+is refused. Behind a URL the folder is listed once, with the sizes of its files.
+
 Files count by their extension, in any case (`feeder.shards.images.FILE_EXTENSIONS`); hidden files and folders do not.
 Linked folders are followed, except back into a folder that the path already went through. The order of samples is
 that of their relative paths, folder by folder, in bytes: class by class, and within a class by name.
@@ -23,19 +26,22 @@ from feeder.shards.errors import SourceError
 from feeder.shards.fields import LABEL, Field
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.names import PathTable, readable
+from feeder.shards.sources.files import find_remote
+from feeder.shards.sources.labels import number_classes
+from feeder.shards.sources.options import SourceOptions
 from feeder.shards.storage import is_remote, local_path, unreadable
 from feeder.shards.table import SPLITS, UNREADABLE, Places, SampleTable
 
 
-def scan_source(source: str | os.PathLike[str]) -> list[SampleTable]:
+def scan_source(source: str | os.PathLike[str], options: SourceOptions | None = None) -> list[SampleTable]:
     """Return the samples of a source folder: one table a split, or a single entry with split None.
 
     Raises:
-        SourceError: no such folder, no images in it, or images beside class folders.
+        SourceError: no such folder, no images in it, images beside class folders, or a class folder that the file of
+            classes does not name.
         StorageError: a folder cannot be listed.
     """
-    root = _checked_root(source)
-    paths, sizes = _listing(root)
+    root, paths, sizes = _find(os.fspath(source))
     if not paths:
         raise SourceError(
             f"no images in {root}: expected files named {', '.join(sorted(FILE_EXTENSIONS))} in it or in class "
@@ -46,33 +52,51 @@ def scan_source(source: str | os.PathLike[str]) -> list[SampleTable]:
     if tops <= set(SPLITS):
         parts = [_below(split, root, paths, sizes) for split in SPLITS if split in tops]
     names = {path.partition("/")[0] for _, _, inner, _ in parts for path in inner if "/" in path}
-    classes = sorted(names, key=os.fsencode)
-    if len(set(map(readable, classes))) < len(classes):
+    if len(set(map(readable, names))) < len(names):
         raise SourceError(f"two class folders of {root} differ only in bytes that are not UTF-8; rename one of them")
+    known = options.classes() if options else None
+    classes = number_classes(names, known if names else None, readable(root))
     return [_table(*part, classes) for part in parts]
 
 
-def _table(split: str | None, root: str, paths: list[str], sizes: NDArray[np.int64], classes: list[str]) -> SampleTable:
+def _table(
+    split: str | None, root: str, paths: list[str], sizes: NDArray[np.int64], classes: tuple[str, ...]
+) -> SampleTable:
     """Return the files of one split with their labels; images beside class folders are refused."""
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[path.partition("/")[0]] if "/" in path else -1 for path in paths], np.int64)
     if (labels < 0).any() and (labels >= 0).any():
         loose = paths[int(np.argmin(labels))]
+        folder = next(path.partition("/")[0] for path in paths if "/" in path)
         raise SourceError(
-            f"{root} holds both class folders ({readable(classes[0])}, …) and images beside them ({readable(loose)}, "
+            f"{root} holds both class folders ({readable(folder)}, …) and images beside them ({readable(loose)}, "
             "…), so their label is unknown; move those images into class folders, or away"
         )
     names = PathTable(paths)
-    label = {"label": LABEL} if labels[0] >= 0 else {}
     return SampleTable(
         split=split,
         root=root,
         names=names,
         labels=labels,
         classes=tuple(map(readable, classes)),
-        fields={"image": Field(type="image"), **label},
+        fields={"image": Field(type="image"), **({"label": LABEL} if labels[0] >= 0 else {})},
         stored={"image": Places(files=names, sizes=sizes)},
     )
+
+
+def _find(source: str) -> tuple[str, list[str], NDArray[np.int64]]:
+    """Return the root of a source, and the relative paths and sizes of its image files, in order."""
+    if not is_remote(source):
+        root = _checked_root(source)
+        return root, *_listing(root)
+    root = source.rstrip("/")
+    images = [(path, size) for path, size in find_remote(root).items() if _is_image(path)]
+    images.sort(key=lambda image: os.fsencode(image[0].replace("/", "\0")))  # the order of `_entries`
+    return root, [path for path, _ in images], np.array([size for _, size in images], np.int64)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in FILE_EXTENSIONS
 
 
 def _below(
@@ -81,15 +105,12 @@ def _below(
     """Return split, its folder, and the paths in it with their sizes."""
     start = len(split) + 1
     chosen = [number for number, path in enumerate(paths) if path.startswith(split + "/")]
-    return split, os.path.join(root, split), [paths[number][start:] for number in chosen], sizes[chosen]
+    return split, f"{root.rstrip('/')}/{split}", [paths[number][start:] for number in chosen], sizes[chosen]
 
 
-def _checked_root(source: str | os.PathLike[str]) -> str:
-    """Return the absolute path of a source, which must be a folder."""
-    text = os.fspath(source)
-    if is_remote(text):
-        raise SourceError(f"source {text} is a URL, expected a local folder of images; copy or mount it first")
-    root = os.path.abspath(local_path(text))
+def _checked_root(source: str) -> str:
+    """Return the absolute path of a local source, which must be a folder."""
+    root = os.path.abspath(local_path(source))
     if not os.path.exists(root):
         raise SourceError(f"no such source: {root}; expected a folder of images")
     if not os.path.isdir(root):
@@ -123,7 +144,7 @@ def _walk(root: str) -> Iterator[tuple[str, int]]:
                 if all(identity != above for above, _, _ in way):
                     way.append((identity, path + "/", iter(entries)))
                     break
-            elif os.path.splitext(entry.name)[1].lower() in FILE_EXTENSIONS:
+            elif _is_image(entry.name):
                 yield path, _size(entry)
         else:
             way.pop()

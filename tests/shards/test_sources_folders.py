@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from feeder.shards.errors import SourceError
-from feeder.shards.sources import UNREADABLE, scan_source
+from feeder.shards.sources.folders import scan_source
+from feeder.shards.table import UNREADABLE
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -22,7 +23,7 @@ def test_class_folders_have_imagefolders_labels(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.JPG", "b/1.jpeg", "a/deep/er/x.png", "a/z.webp", "a-b/q.tif", "Z/y.bmp", "é/u.gif", "a/no.txt")
     (files,) = scan_source(tmp_path)
     assert files.classes == ("Z", "a", "a-b", "b", "é")
-    assert list(files.paths) == [
+    assert list(files.names) == [
         "Z/y.bmp",
         "a/deep/er/x.png",
         "a/z.webp",
@@ -32,14 +33,14 @@ def test_class_folders_have_imagefolders_labels(tmp_path: Path) -> None:
         "é/u.gif",
     ]
     assert files.labels.tolist() == [0, 1, 1, 2, 3, 3, 4]
-    assert files.sizes.tolist() == [len(os.fsencode(p)) if p.isascii() else len(p) for p in files.paths]
+    assert files.stored["image"].sizes.tolist() == [len(os.fsencode(p)) if p.isascii() else len(p) for p in files.names]
     assert (files.split, files.root, files.labelled) == (None, str(tmp_path), True)
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     touch(tmp_path, "b.jpg", "a.jpg", "notes.md")
     (files,) = scan_source(f"file://{tmp_path}")
-    assert list(files.paths) == ["a.jpg", "b.jpg"]
+    assert list(files.names) == ["a.jpg", "b.jpg"]
     assert (files.classes, files.labels.tolist(), files.labelled) == ((), [-1, -1], False)
 
 
@@ -49,7 +50,7 @@ def test_splits_share_one_mapping_of_labels(tmp_path: Path) -> None:
     assert [part.split for part in (train, val, test)] == ["train", "val", "test"]
     assert train.classes == val.classes == test.classes == ("ant", "bee", "cat")
     assert (train.labels.tolist(), val.labels.tolist(), test.labels.tolist()) == ([0, 1], [1, 2], [-1])
-    assert (list(val.paths), val.root) == (["bee/1.jpg", "cat/1.jpg"], str(tmp_path / "val"))
+    assert (list(val.names), val.root) == (["bee/1.jpg", "cat/1.jpg"], str(tmp_path / "val"))
     (alone,) = scan_source(tmp_path / "val")
     assert (alone.classes, alone.labels.tolist()) == (("bee", "cat"), [0, 1])
 
@@ -63,7 +64,7 @@ def test_a_class_may_be_called_train_beside_others(tmp_path: Path) -> None:
 def test_hidden_names_do_not_count(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "a/._1.jpg", ".cache/2.jpg", "a/.thumbs/3.jpg")
     (files,) = scan_source(tmp_path)
-    assert list(files.paths) == ["a/1.jpg"]
+    assert list(files.names) == ["a/1.jpg"]
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (root / "a" / "to-itself").symlink_to(root / "a" / "to-itself")
     (root / "a" / "3.jpg").symlink_to(elsewhere / "1.jpg")
     (files,) = scan_source(root)
-    assert list(files.paths) == ["a/1.jpg", "a/3.jpg", "a/inner/2.jpg", "b/1.jpg", "c/1.jpg"]
+    assert list(files.names) == ["a/1.jpg", "a/3.jpg", "a/inner/2.jpg", "b/1.jpg", "c/1.jpg"]
 
 
 def test_folders_may_be_nested_deeper_than_pythons_stack(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_folders_may_be_nested_deeper_than_pythons_stack(tmp_path: Path) -> None
     touch(tmp_path, "b/2.jpg")
     try:
         (files,) = scan_source(tmp_path)
-        assert list(files.paths) == [str(image.relative_to(tmp_path)), "b/2.jpg"]
+        assert list(files.names) == [str(image.relative_to(tmp_path)), "b/2.jpg"]
         assert files.classes == ("a", "b")
     finally:
         image.unlink()
@@ -100,7 +101,7 @@ def test_what_is_no_regular_file_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "a" / "dangling.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     (files,) = scan_source(tmp_path)
-    assert dict(zip(files.paths, files.sizes.tolist(), strict=True)) == {
+    assert dict(zip(files.names, files.stored["image"].sizes.tolist(), strict=True)) == {
         "a/1.jpg": 7, "a/dangling.jpg": UNREADABLE, "a/folder.jpg/2.jpg": 18, "a/pipe.jpg": UNREADABLE
     }  # fmt: skip
 
@@ -110,7 +111,7 @@ def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
     touch(folder, os.fsdecode(b"\xff.jpg"))
     (files,) = scan_source(tmp_path)
     assert files.classes == ("caf\\xe9",)
-    assert files.paths.encoded(0) == b"caf\xe9/\xff.jpg"
+    assert files.names.encoded(0) == b"caf\xe9/\xff.jpg"
 
 
 def test_class_names_that_look_the_same_are_refused(tmp_path: Path) -> None:
@@ -128,7 +129,6 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         tmp_path / "file.jpg": f"source {tmp_path}/file.jpg is a file, expected a folder of images",
         tmp_path / "mixed": f"{tmp_path}/mixed holds both class folders (a, …) and images beside them (2.jpg, …), so "
         "their label is unknown; move those images into class folders, or away",
-        "s3://bucket/x": "source s3://bucket/x is a URL, expected a local folder of images; copy or mount it first",
     }
     for source, sentence in sentences.items():
         with pytest.raises(SourceError) as caught:
