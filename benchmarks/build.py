@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.photographs import photographs
-from benchmarks.writers import WAYS
+from benchmarks.writers import OURS, PEERS, RESIZED
 
 TITLE = (
     "JPEGs into shards of 64 MiB, page cache warm, medians; seconds a GB of images, imports apart; memory of the "
@@ -21,18 +21,20 @@ TITLE = (
 
 STREAMING_PYTHON = "FEEDER_STREAMING_PYTHON"  # an interpreter that has mosaicml-streaming, whose pins exclude ours
 _SUFFIXES = (".jpg", ".jpeg")
+_ALL = [*OURS, *PEERS, *RESIZED]
 
 
 def run(*, tiny: bool) -> list[dict[str, Any]]:
-    """Return a row for each writer, over 1, 4 and 16 times the photographs."""
-    rounds = {1: 1} if tiny else {1: 5, 4: 5, 16: 3}
+    """Return a row for each writer and size: ours over 1, 4 and 16 times the photographs, peers over 4 and 16."""
+    rounds = {1: 1} if tiny else {1: 3, 4: 3, 16: 2}
+    ways = {1: _ALL if tiny else [*OURS], 4: _ALL, 16: [*OURS, *PEERS]}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         photos = photographs(folder, made=40 if tiny else None)
         for times, repeats in rounds.items():
             source = Path(folder, f"times-{times}")
             size_bytes = _replicate(photos, source, times)
-            found: dict[str, list[dict[str, float] | str]] = {way: [] for way in WAYS}
+            found: dict[str, list[dict[str, float] | str]] = {way: [] for way in ways[times]}
             for _ in range(repeats):  # in turn, so that a drift of the machine's speed meets all
                 for way, results in found.items():
                     results.append(_measure(way, source, Path(folder, "dest")))
