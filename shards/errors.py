@@ -7,6 +7,7 @@
         ├── SourceError (ValueError)      the input of a build cannot be used
         │   └── BadImageError             one image cannot be used; it names its cause
         ├── DestinationError (ValueError) the output of a build cannot be used
+        │   └── ResumeError               an interrupted build there is not this one
         ├── ManifestError (ValueError)    missing, cut, of a future version, or contradicting itself
         ├── ShardError (ValueError)       a shard or its index is missing, cut, altered, or of another dataset
         └── StorageError (OSError)        the storage answered with an error
@@ -42,6 +43,10 @@ class BadImageError(SourceError):
 
 class DestinationError(ShardsError, ValueError):
     """The output of a build cannot be used."""
+
+
+class ResumeError(DestinationError):
+    """A destination holds an interrupted build of other input, or with other options."""
 
 
 class ManifestError(ShardsError, ValueError):

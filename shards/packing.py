@@ -1,16 +1,20 @@
-"""Writing one shard: images checked, packed side by side, indexed, and put in place whole. Runs in worker processes."""
+"""Writing one shard: images checked, packed side by side, indexed, and put in place whole. Runs in worker processes.
+
+The shard comes first, then the list of its bad samples if there are any, then its index: the record that the shard is
+finished (`feeder.shards.resuming`). Of a shard without a good sample there is the list alone.
+"""
 
 import dataclasses
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from feeder.shards.errors import BadImageError, DestinationError, SourceError, StorageError
+from feeder.shards.bad_samples import BadImage, bad_lines, bad_list_name
+from feeder.shards.destinations.protocol import Destination
+from feeder.shards.errors import BadImageError, SourceError
 from feeder.shards.fetching import Fetched, fetch
 from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.images import FORMATS, NO_HEADER, UNKNOWN_FORMAT, ImageHeader, check_image, parsed_header
@@ -19,7 +23,6 @@ from feeder.shards.names import readable
 from feeder.shards.recoding import FILTERED, NO_RULES, ImageRules, apply_to_sample
 from feeder.shards.samples import DigestedFile, Sample
 from feeder.shards.shard_table import ShardRecord, segment_starts
-from feeder.shards.storage import staged_file
 from feeder.shards.table import SampleTable
 
 
@@ -28,7 +31,7 @@ class ShardTask:
     """What one shard is to be made of.
 
     Attributes:
-        folder, name: where it goes.
+        folder, name: where it goes; the name has its split before it, as in ``train/shard-000000.tar``.
         format: its name in `feeder.shards.formats.SHARD_FORMATS`.
         table: its samples, in order.
         max_pixels: images with more are bad.
@@ -37,7 +40,7 @@ class ShardTask:
             bytes can be read, ``"fail"`` raises on the first. Samples that ``images`` filters are left out anyway.
     """
 
-    folder: str
+    folder: Destination
     name: str
     format: str
     table: SampleTable
@@ -47,56 +50,69 @@ class ShardTask:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BadImage:
-    """An image that was set aside: its path in the source, one of `feeder.shards.images.CAUSES`, and what is wrong."""
-
-    source: str
-    cause: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenShard:
     """A shard in place, or None where no sample was good and nothing was written; and what was set aside."""
 
     shard: ShardRecord | None
     bad: list[BadImage]
 
+    @property
+    def planned(self) -> int:
+        """The samples that the plan put into it, good and bad."""
+        return len(self.bad) + (self.shard.samples if self.shard else 0)
 
-def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda samples: None) -> WrittenShard:
-    """Write a shard and its index; bad samples are left out and returned.
+
+class Advance(Protocol):
+    """Takes how far a build is: samples done since the last call, and the bytes that they have in the source."""
+
+    def __call__(self, samples: int, /, *, size_bytes: int) -> None: ...
+
+
+def no_progress(samples: int, /, *, size_bytes: int) -> None:
+    """Take progress that nobody asked for."""
+
+
+def write_shard(task: ShardTask, advance: Advance = no_progress) -> WrittenShard:
+    """Write a shard, the list of its bad samples and its index.
 
     Raises:
         SourceError: a file has changed since the plan was made, or a sample is bad and the task says to fail.
         StorageError: the machine or the mount fails, not one file.
         DestinationError: the shard cannot be written.
     """
-    path = Path(task.folder, task.name)
+    folder, name = task.folder, task.name
     try:
-        with staged_file(path) as file:
+        with folder.staged(name) as file:
             packer = _Packer(DigestedFile(file), task)
             for row, fetched in enumerate(fetch(task.table)):
                 packer.add(row, fetched)
-                advance(1)
+                advance(1, size_bytes=sum(len(data) for data in fetched.values() if isinstance(data, bytes)))
             columns = packer.close()
-        if not packer.samples:
-            path.unlink()
-            return WrittenShard(shard=None, bad=packer.bad)
-        digest = packer.file.hexdigest()
-        index_digest = write_index(path, columns, digest)
-    except StorageError:
-        raise  # an OSError, too, but of the source
-    except OSError as error:
-        raise cannot_write(path, error) from error
+            if not packer.samples:
+                raise _NothingGoodError(packer.bad)
+    except _NothingGoodError as nothing:
+        folder.put(bad_list_name(name), bad_lines(nothing.bad))
+        return WrittenShard(shard=None, bad=nothing.bad)
+    if packer.bad:
+        folder.put(bad_list_name(name), bad_lines(packer.bad))
+    digest = packer.file.hexdigest()
     record = ShardRecord(
-        name=task.name,
+        name=name.rpartition("/")[2],
         samples=packer.samples,
         size_bytes=packer.file.tell(),
         digest=digest,
-        index_digest=index_digest,
+        index_digest=write_index(folder, name, columns, digest),
         segments=segment_starts(sample_ends(columns), packer.file.tell()),
     )
     return WrittenShard(shard=record, bad=packer.bad)
+
+
+class _NothingGoodError(Exception):
+    """No sample of a shard is good: there will be no shard."""
+
+    def __init__(self, bad: list[BadImage]) -> None:
+        super().__init__()
+        self.bad = bad
 
 
 def sample_ends(columns: dict[str, pa.Array]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -109,20 +125,11 @@ def sample_ends(columns: dict[str, pa.Array]) -> np.ndarray[Any, np.dtype[np.int
     return np.maximum.accumulate(np.maximum.reduce(ends))
 
 
-def write_index(shard: Path, columns: dict[str, pa.Array], shard_digest: str) -> str:
+def write_index(folder: Destination, shard: str, columns: dict[str, pa.Array], shard_digest: str) -> str:
     """Write the index of a shard beside it; return the index's own digest."""
     data = encode_index(columns, shard_digest)
-    with staged_file(shard.with_name(index_name(shard.name))) as file:
-        file.write(data)
+    folder.put(index_name(shard), data)
     return xxhash.xxh3_128_hexdigest(data)
-
-
-def cannot_write(path: str | os.PathLike[str], error: OSError) -> DestinationError:
-    """Return the error for a destination that does not take bytes."""
-    return DestinationError(
-        f"cannot write {os.fspath(path)}: {error.strerror or error}; nothing of this build was kept, free space or "
-        "choose another destination and run it again"
-    )
 
 
 class _Packer:

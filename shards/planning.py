@@ -40,6 +40,10 @@ class Plan:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def __getitem__(self, number: int) -> NDArray[np.int64]:
+        """Return the numbers of the samples of a shard."""
+        return self.order[self.starts[number] : self.starts[number + 1]]
+
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         """Yield the rows of each shard."""
         for start, end in zip(self.starts[:-1], self.starts[1:], strict=True):

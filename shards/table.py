@@ -92,6 +92,16 @@ class SampleTable:
         """Whether samples have labels."""
         return "label" in self.fields
 
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of files that are written of it: ``"train/"``, or nothing."""
+        return f"{self.split}/" if self.split else ""
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all stored fields, as far as their sizes are known."""
+        return sum(int(np.maximum(places.sizes, 0).sum()) for places in self.stored.values())
+
     def key(self, row: int) -> str:
         """Return the key of a sample."""
         return key_of(self.names[row]) if self.keys is None else self.keys[row]

@@ -1,36 +1,36 @@
 """Worker processes of a build: shards written in parallel, none outliving the build.
 
-Workers are spawned, not forked, so that they inherit no threads and no descriptors. Each holds a shared lock on the
-destination's marker and dies with its parent, so nobody writes into a destination that another build has claimed.
+Workers are spawned, not forked, so that they inherit no threads (those of fsspec's event loop among them) and no
+descriptors. Each holds the claim on the destination with its parent and dies with it, so nobody writes into a
+destination that another build has claimed.
 """
 
 import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from feeder.interrupts import workers_ignore_interrupts
-from feeder.shards.destination import share_marker
+from feeder.shards.destinations.protocol import Destination
 from feeder.shards.errors import DestinationError
-from feeder.shards.packing import ShardTask, WrittenShard, write_shard
+from feeder.shards.packing import Advance, ShardTask, WrittenShard, write_shard
 
 _QUEUED_PER_WORKER = 2  # one being written and one waiting: tasks hold paths, and there may be millions
 
 
 def write_shards(
-    tasks: Iterable[ShardTask], workers: int, marker: Path, advance: Callable[[int], None]
-) -> Generator[WrittenShard, None, None]:
-    """Yield the shards of the tasks, in any order, as they get ready; closing it stops the workers.
+    tasks: Iterable[ShardTask], workers: int, folder: Destination, advance: Advance
+) -> Generator[tuple[ShardTask, WrittenShard], None, None]:
+    """Yield each task with its shard, in any order, as they get ready; closing it stops the workers.
 
     Args:
         tasks: one a shard.
         workers: processes; with 1 the shards are written in this process.
-        marker: the locked marker of the destination.
-        advance: called with numbers of files done.
+        folder: the claimed destination.
+        advance: called with what is done.
 
     Raises:
         DestinationError: a shard cannot be written, or a worker died.
@@ -38,15 +38,15 @@ def write_shards(
     """
     if workers == 1:
         for task in tasks:
-            yield write_shard(task, advance)
+            yield task, write_shard(task, advance)
         return
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(str(marker),)
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(folder,)
     )
     try:
         for task, shard in _finished(pool, tasks, workers * _QUEUED_PER_WORKER):
-            advance(len(task.table))
-            yield shard
+            advance(len(task.table), size_bytes=task.table.size_bytes)
+            yield task, shard
     except BrokenProcessPool as error:
         raise DestinationError(
             "a worker process of the build died; if the machine ran out of memory, run it again with fewer --workers"
@@ -71,17 +71,17 @@ def _finished(
             yield pending.pop(future), future.result()
 
 
-def _start_worker(marker: str) -> None:
-    """Prepare a worker process: hold the marker for its lifetime, and die with the parent.
+def _start_worker(folder: Destination) -> None:
+    """Prepare a worker process: hold the claim for its lifetime, and die with the parent.
 
     If the parent has died or given the destination up meanwhile, there is nothing to do and nobody to tell.
     """
     parent = multiprocessing.parent_process()
     try:
-        share_marker(os.open(marker, os.O_RDONLY | os.O_CLOEXEC), Path(marker).parent)
-    except (OSError, DestinationError):
+        folder.hold()
+    except DestinationError:
         os._exit(1)
-    if parent is None or not parent.is_alive():  # asked with the marker held: no other build can claim it any more
+    if parent is None or not parent.is_alive():  # asked with the claim held: no other build can claim it any more
         os._exit(1)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 

@@ -1,49 +1,49 @@
-"""Building a dataset: from a folder of images to shards, indexes and a manifest.
+"""Building a dataset: from the samples of a source to shards, indexes and a manifest.
 
 What a build promises, in order; if the code disagrees, the code is wrong:
 
 1. *Checked first*: a source or a destination that cannot be used is refused, and nothing remains of the attempt.
-2. *Marked*: the destination gets a marker file, locked as long as a process of the build lives. A second build at the
-   same place is refused; leftovers that a dead build's marker vouches for are removed, anything else is never
-   touched.
-3. *Planned*: order and cut of the shards follow from paths, sizes and the seed alone, before any image is read, so that
+2. *Claimed*: the destination, a folder or behind a URL, gets a marker that is held as long as the build lives. A second
+   build at the same place is refused; a file that no marker vouches for is never touched.
+3. *Planned*: order and cut of the shards follow from names, sizes and the seed alone, before any image is read, so that
    shards are independent tasks and any number of worker processes writes the same bytes. A bad image leaves its shard
    shorter; a shard that would hold none is left out, and its number with it.
-4. *Staged*: a shard and its index are written under a temporary name, flushed to the disk, then renamed.
-5. *Committed*: manifests are written when all shards are there, then the marker goes. Whatever stops the build before
-   that (an error, Ctrl-C) removes what it wrote; after a kill the next build does, and no manifest stands meanwhile.
+4. *Recorded*: before the first shard, the options and the input's fingerprint (`feeder.shards.plan_file`); after each
+   shard, that it is finished. A file appears under its name when it is whole.
+5. *Gone on with*: whatever stops the build (an error, Ctrl-C, a kill, a full disk, a dead store), what is finished
+   stays and no manifest stands. The same command again writes only what is missing, and the result is that of a build
+   that nothing had stopped. Other input or other options are refused. If nothing is finished, nothing remains.
+6. *Committed*: when all shards are there come the list of bad images, the manifests, and then the marker goes.
 """
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from feeder.errors import ConfigError
-from feeder.shards.destination import BAD_IMAGES_NAME, Destination, claim_destination
-from feeder.shards.errors import ShardsError, SourceError
+from feeder.shards.bad_samples import BAD_LIST, BadImage, BadLimit, bad_lines, by_cause, parse_bad
+from feeder.shards.destinations.claiming import check_destination, claim_destination
+from feeder.shards.destinations.protocol import BAD_IMAGES_NAME, PLAN_NAME, Claim, Destination
+from feeder.shards.errors import SourceError
 from feeder.shards.formats import WRITTEN_FORMATS, shard_name
 from feeder.shards.images import MAX_PIXELS
-from feeder.shards.manifest import Manifest, new_manifest, save_manifest
-from feeder.shards.packing import (
-    BadImage,
-    ShardTask,
-    WrittenShard,
-    cannot_write,
-)
+from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new_manifest, parse_manifest
+from feeder.shards.packing import Advance, ShardTask, WrittenShard, no_progress
+from feeder.shards.plan_file import record_of
 from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
-from feeder.shards.recoding import FILTERED, NO_RULES, ImageRules
+from feeder.shards.recoding import NO_RULES, ImageRules
+from feeder.shards.resuming import begin
 from feeder.shards.shard_table import ShardRecord, shard_table
 from feeder.shards.sources import scan_source
-from feeder.shards.storage import flush_folder, staged_file
+from feeder.shards.storage import is_remote
 from feeder.shards.table import SampleTable
 from feeder.shards.workers import write_shards
 
 SHARDS_PER_WORKER = 3  # a process takes half a second to start, in which one alone writes as many
-ALWAYS_ALLOWED_BAD = 10  # bad images that no fraction forbids: one bad file in a folder of fifty is no reason to stop
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,8 @@ class BuildOptions:
             the source, so that images that become smaller give smaller shards.
         on_error: ``"skip"`` sets bad images aside, ``"fail"`` stops at the first, ``"keep"`` takes them as they are.
         max_bad_fraction: with skip, more than this fraction of bad images stops the build; a few
-            (`ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0. What ``images`` filters is not counted.
+            (`feeder.shards.bad_samples.ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0. What ``images`` filters
+            is not counted.
     """
 
     format: str = "tar"
@@ -86,12 +87,19 @@ class BuildOptions:
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction is {self.max_bad_fraction}, expected a number from 0 to 1")
 
+    def deciding(self) -> dict[str, Any]:
+        """Return the options that decide the bytes of shards: to go on with a build, they must be the same."""
+        options = dataclasses.asdict(self)
+        del options["max_bad_fraction"]
+        kept = {"on_error": "keep" if self.on_error == "keep" else "leave out"}
+        return options | options.pop("images") | kept
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltDataset:
-    """One dataset that a build has made: a whole one, or a split."""
+    """One dataset that a build has made: a whole one, or a split. A path is a URL if the destination is."""
 
-    path: Path
+    path: Path | str
     manifest: Manifest
 
 
@@ -103,11 +111,16 @@ class BuildReport:
         datasets: one entry, or one a split.
         bad: the images set aside, in the order of the source.
         bad_path: the file that lists them, or None when there are none.
+        resumed_shards: shards that an interrupted build had finished before.
+        written_samples, written_bytes: what this one added, as it counts for its speed.
     """
 
     datasets: list[BuiltDataset]
     bad: list[BadImage]
-    bad_path: Path | None
+    bad_path: Path | str | None
+    resumed_shards: int
+    written_samples: int
+    written_bytes: int
 
     @property
     def num_samples(self) -> int:
@@ -119,7 +132,20 @@ class BuildReport:
 
     @property
     def bad_by_cause(self) -> dict[str, int]:
-        return _most_first(Counter(image.cause for image in self.bad))
+        return by_cause(Counter(image.cause for image in self.bad))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPreview:
+    """What a build would do, as far as names and sizes tell.
+
+    Attributes:
+        tables: the samples, one table a split.
+        shards: how many shards each split gets.
+    """
+
+    tables: list[SampleTable]
+    shards: list[int]
 
 
 def build(
@@ -128,46 +154,90 @@ def build(
     options: BuildOptions | None = None,
     *,
     workers: int = 1,
-    start: Callable[[int], Callable[[int], None]] | None = None,
+    start: Callable[[int], Advance] | None = None,
+    restart: bool = False,
 ) -> BuildReport:
-    """Build a dataset, or one a split, from a folder of images.
+    """Build a dataset, or one a split, from a folder of images; go on with one that was interrupted.
 
     Args:
         source: a folder of class folders, a flat folder, or one with ``train/ val/ test/`` above; see
             `feeder.shards.sources`.
-        dest: a local folder that is empty or does not exist; splits go to ``dest/train`` and so on.
+        dest: a folder, local or a URL of fsspec, that is empty or does not exist, or in which the same build was
+            interrupted; splits go to ``dest/train`` and so on.
         options: what decides the bytes, and what to do with bad images.
         workers: at most this many processes write shards, one for every few shards (`SHARDS_PER_WORKER`); 1 writes in
             this process. The bytes are the same for any number.
-        start: called with the number of image files once it is known; returns what is called with the number of files
-            done since its last call.
+        start: called with the number of samples to be written once it is known; returns what takes the progress.
+        restart: discard what an interrupted build has written, whatever it was.
 
     Raises:
         ConfigError: options that cannot be.
         SourceError: no images, clashing keys, too many bad images, or a source that changes meanwhile.
-        DestinationError: the destination is not empty, in use, or cannot be written.
+        DestinationError: the destination is not empty, in use, or cannot be written; `ResumeError` if an interrupted
+            build there is another.
         StorageError: the source cannot be listed, or the machine or the mount that holds it fails.
     """
-    options = options or BuildOptions()
+    options = _checked(options, workers)
+    with claim_destination(dest, source) as claim:
+        return write_tables(claim, scan_source(source), options, workers=workers, start=start, restart=restart)
+
+
+def build_tables(
+    tables: Sequence[SampleTable],
+    dest: str | os.PathLike[str],
+    options: BuildOptions | None = None,
+    *,
+    workers: int = 1,
+    start: Callable[[int], Advance] | None = None,
+    restart: bool = False,
+) -> BuildReport:
+    """Build a dataset, or one a split, from the samples of any source; arguments and errors as in `build`."""
+    options = _checked(options, workers)
+    with claim_destination(dest, tables[0].root) as claim:
+        return write_tables(claim, tables, options, workers=workers, start=start, restart=restart)
+
+
+def preview(
+    tables: Sequence[SampleTable], dest: str | os.PathLike[str], options: BuildOptions | None = None
+) -> BuildPreview:
+    """Return what a build would do, after checking its destination; nothing is written. Errors as in `build`."""
+    options = _checked(options, 1)
+    check_destination(dest, tables[0].root)
+    return BuildPreview(tables=list(tables), shards=[len(_plan(table, options)) for table in tables])
+
+
+def write_tables(
+    claim: Claim,
+    tables: Sequence[SampleTable],
+    options: BuildOptions,
+    *,
+    workers: int,
+    start: Callable[[int], Advance] | None = None,
+    restart: bool = False,
+) -> BuildReport:
+    """Write the shards of some tables, one a split, into a claimed destination, and the manifests of them."""
+    folder = claim.folder
+    plans = [_plan(table, options) for table in tables]
+    record = record_of(tables, plans, options.deciding())
+    finished = begin(folder, record, tables, plans, options.format, restart=restart)
+    if finished is None:
+        return _committed(folder, tables)
+    total = sum(map(len, tables))
+    advance = start(total - sum(shard.planned for shard in finished.values())) if start else no_progress
+    limit = BadLimit(options.max_bad_fraction, total)
+    written = [
+        _write_split(claim, table, plan, finished, options, workers, limit, advance)
+        for table, plan in zip(tables, plans, strict=True)
+    ]
+    _commit(claim, tables, written, options)
+    new = [one for shards in written for name, one in shards.items() if name not in finished]
+    return _committed(folder, tables, [one.shard for one in new if one.shard is not None])
+
+
+def _checked(options: BuildOptions | None, workers: int) -> BuildOptions:
     if workers < 1:
         raise ConfigError(f"workers is {workers}, expected at least 1")
-    with claim_destination(dest, source) as destination:
-        parts = scan_source(source)
-        plans = [_plan(table, options) for table in parts]
-        total = sum(map(len, parts))
-        advance = start(total) if start else _ignore
-        limit = _BadLimit(options, total)
-        datasets, bad = [], []
-        try:
-            for table, plan in zip(parts, plans, strict=True):
-                dataset, set_aside = _write_split(table, plan, destination, options, workers, limit, advance)
-                datasets.append(dataset)
-                bad += set_aside
-            return _commit(destination, datasets, bad)
-        except ShardsError:
-            raise
-        except OSError as error:
-            raise cannot_write(destination.path, error) from error
+    return options or BuildOptions()
 
 
 def _plan(table: SampleTable, options: BuildOptions) -> Plan:
@@ -180,76 +250,47 @@ def _plan(table: SampleTable, options: BuildOptions) -> Plan:
 
 
 def _write_split(
+    claim: Claim,
     table: SampleTable,
     plan: Plan,
-    destination: Destination,
+    finished: Mapping[str, WrittenShard],
     options: BuildOptions,
     workers: int,
-    limit: "_BadLimit",
-    advance: Callable[[int], None],
-) -> tuple[BuiltDataset, list[BadImage]]:
-    """Write the shards of a split; return what its manifest will say, and its bad images."""
-    folder = destination.path / table.split if table.split else destination.path
-    folder.mkdir(exist_ok=True)
-    written: list[WrittenShard] = []
-    processes = min(workers, max(1, len(plan) // SHARDS_PER_WORKER))
-    tasks = _tasks(folder, table, plan, options)
-    with contextlib.closing(write_shards(tasks, processes, destination.marker, advance)) as shards:
-        for shard in shards:
+    limit: BadLimit,
+    advance: Advance,
+) -> dict[str, WrittenShard]:
+    """Write the shards of a split that are not finished; return all of them by name, in order."""
+    names = [table.prefix + shard_name(number, options.format) for number in range(len(plan))]
+    shards = {name: finished[name] for name in names if name in finished}
+    for shard in shards.values():
+        limit.count(table, shard.bad)
+    missing = len(plan) - len(shards)
+    processes = min(workers, max(1, missing // SHARDS_PER_WORKER))
+    tasks = (
+        _task(claim.folder, name, table.take(rows), options)
+        for name, rows in zip(names, plan, strict=True)
+        if name not in shards
+    )
+    with contextlib.closing(write_shards(tasks, processes, claim.folder, advance)) as results:
+        for task, shard in results:
+            claim.check()
             limit.count(table, shard.bad)
-            written.append(shard)
-    good = [one.shard for one in written if one.shard is not None]
-    good.sort(key=lambda shard: (len(shard.name), shard.name))
-    if not good:
+            shards[task.name] = shard
+    if not any(shard.shard for shard in shards.values()):
         raise SourceError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
-    return BuiltDataset(path=folder, manifest=_manifest(table, good, options)), _in_source_order(table, written)
+    return {name: shards[name] for name in names}
 
 
-class _BadLimit:
-    """Counts bad images and stops a build that has too many."""
-
-    def __init__(self, options: BuildOptions, total: int) -> None:
-        fraction = options.max_bad_fraction
-        self._allowed = max(ALWAYS_ALLOWED_BAD, int(fraction * total)) if fraction else 0
-        self._fraction = fraction
-        self._total = total
-        self._causes: Counter[str] = Counter()
-
-    def count(self, table: SampleTable, bad: Sequence[BadImage]) -> None:
-        self._causes.update(image.cause for image in bad)
-        unwanted = sum(count for cause, count in self._causes.items() if cause not in FILTERED)
-        if unwanted > self._allowed and (example := next((one for one in bad if one.cause not in FILTERED), None)):
-            raise SourceError(
-                f"too many bad images: {unwanted} of {self._total} so far ({self.described()}), such as "
-                f"{os.path.join(table.root, example.source)}: {example.reason}; repair the source, or allow more than "
-                f"{self._allowed} with --max-bad-fraction (now {self._fraction:g})"
-            )
-
-    def described(self) -> str:
-        """Return the counts by cause as text."""
-        return ", ".join(f"{count} {cause}" for cause, count in _most_first(self._causes).items())
-
-
-def _most_first(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _ignore(images: int) -> None:
-    """Take progress nobody asked for."""
-
-
-def _tasks(folder: Path, table: SampleTable, plan: Plan, options: BuildOptions) -> Iterator[ShardTask]:
-    """Yield the tasks of a split, one a shard, in order."""
-    for number, chosen in enumerate(plan):
-        yield ShardTask(
-            folder=str(folder),
-            name=shard_name(number, options.format),
-            format=options.format,
-            table=table.take(chosen),
-            max_pixels=options.max_pixels,
-            images=options.images,
-            on_error=options.on_error,
-        )
+def _task(folder: Destination, name: str, table: SampleTable, options: BuildOptions) -> ShardTask:
+    return ShardTask(
+        folder=folder,
+        name=name,
+        format=options.format,
+        table=table,
+        max_pixels=options.max_pixels,
+        images=options.images,
+        on_error=options.on_error,
+    )
 
 
 def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptions) -> Manifest:
@@ -270,23 +311,49 @@ def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptio
     )
 
 
-def _in_source_order(table: SampleTable, written: list[WrittenShard]) -> list[BadImage]:
+def _in_source_order(table: SampleTable, written: Sequence[WrittenShard]) -> list[BadImage]:
     """Return the bad images of a split, in the order of the source, their paths relative to the whole source."""
     bad = sorted((image for shard in written for image in shard.bad), key=lambda image: image.source.split("/"))
-    if table.split is None:
-        return bad
-    return [dataclasses.replace(image, source=f"{table.split}/{image.source}") for image in bad]
+    return [dataclasses.replace(image, source=table.prefix + image.source) for image in bad]
 
 
-def _commit(destination: Destination, datasets: list[BuiltDataset], bad: list[BadImage]) -> BuildReport:
+def _commit(
+    claim: Claim, tables: Sequence[SampleTable], written: Sequence[Mapping[str, WrittenShard]], options: BuildOptions
+) -> None:
     """Write the list of bad images, make everything durable, then write the manifests."""
-    bad_path = destination.path / BAD_IMAGES_NAME if bad else None
-    if bad_path:
-        with staged_file(bad_path) as file:
-            for image in bad:
-                file.write(json.dumps(dataclasses.asdict(image)).encode() + b"\n")
-    for folder in (*(dataset.path for dataset in datasets), destination.path):
-        flush_folder(folder)
-    for dataset in datasets:
-        save_manifest(dataset.manifest, dataset.path)
-    return BuildReport(datasets=datasets, bad=bad, bad_path=bad_path)
+    folder = claim.folder
+    parts = [(table, list(shards.values())) for table, shards in zip(tables, written, strict=True)]
+    bad = [image for table, shards in parts for image in _in_source_order(table, shards)]
+    if bad:
+        folder.put(BAD_IMAGES_NAME, bad_lines(bad))
+    folder.flush()
+    claim.check()
+    for table, shards in parts:
+        records = [one.shard for one in shards if one.shard is not None]
+        folder.put(table.prefix + MANIFEST_NAME, encode_manifest(_manifest(table, records, options)))
+    folder.flush()
+
+
+def _committed(folder: Destination, tables: Sequence[SampleTable], new: Sequence[ShardRecord] = ()) -> BuildReport:
+    """Remove what only a build needs, the plan last; return the report of what stands now."""
+    files = folder.files()
+    folder.remove([*(name for name in files if name.endswith(BAD_LIST)), PLAN_NAME])
+    names = [table.prefix + MANIFEST_NAME for table in tables]
+    manifests = [parse_manifest(folder.read(name), folder.where(name)) for name in names]
+    listed = BAD_IMAGES_NAME in files
+    return BuildReport(
+        datasets=[
+            BuiltDataset(path=_place(folder, table.split), manifest=manifest)
+            for table, manifest in zip(tables, manifests, strict=True)
+        ],
+        bad=parse_bad(folder.read(BAD_IMAGES_NAME)) if listed else [],
+        bad_path=_place(folder, BAD_IMAGES_NAME) if listed else None,
+        resumed_shards=sum(len(manifest.shards) for manifest in manifests) - len(new),
+        written_samples=sum(shard.samples for shard in new),
+        written_bytes=sum(shard.size_bytes for shard in new),
+    )
+
+
+def _place(folder: Destination, name: str | None) -> Path | str:
+    where = folder.where(name) if name else folder.url
+    return where if is_remote(where) else Path(where)

@@ -1,20 +1,21 @@
-"""``feeder build``: shards and a manifest from a folder of images."""
+"""``feeder build``: shards and a manifest from a folder of images; the same command again goes on with it."""
 
 import argparse
 import json
 import re
 import shlex
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 from feeder.resources import usable_cores
+from feeder.shards.bad_samples import ALWAYS_ALLOWED_BAD
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
 from feeder.shards.recoding import FILTERED
-from feeder.shards.writing import ALWAYS_ALLOWED_BAD, BuildOptions, BuildReport, build
+from feeder.shards.sources import scan_source
+from feeder.shards.writing import BuildOptions, BuildPreview, BuildReport, build, preview
 from feeder.tools import console
 from feeder.tools.image_options import add_image_arguments, image_rules
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``feeder build``."""
     defaults = BuildOptions()
     parser.add_argument("source", metavar="SOURCE", help="class folders, images alone, or train/ val/ test/ of these")
-    parser.add_argument("dest", metavar="DEST", help="a new or empty folder; splits go to DEST/train and so on")
+    parser.add_argument("dest", metavar="DEST", help="a new or empty folder or URL; splits go to DEST/train and so on")
     parser.add_argument(
         "--format",
         choices=WRITTEN_FORMATS,
@@ -69,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"an image with more pixels is bad ({MAX_PIXELS:,})",
     )
+    parser.add_argument(
+        "--restart", action="store_true", help="discard what an interrupted build has written to DEST, and start over"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be built, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_image_arguments(parser)
 
@@ -86,14 +91,17 @@ def run(args: argparse.Namespace) -> int:
         on_error=args.on_error,
         max_bad_fraction=args.max_bad_fraction,
     )
+    if args.dry_run:
+        _print_preview(preview(scan_source(args.source), args.dest, options), args.dest, as_json=args.json)
+        return 0
     workers = args.workers if args.workers is not None else usable_cores()
     begin = time.monotonic()
     with ExitStack() as stack:
 
-        def start(total: int) -> Callable[[int], None]:
+        def start(total: int) -> console.Advance:
             return stack.enter_context(console.progress(total, "building", "images"))
 
-        report = build(args.source, args.dest, options, workers=workers, start=start)
+        report = build(args.source, args.dest, options, workers=workers, start=start, restart=args.restart)
     seconds = time.monotonic() - begin
     if args.json:
         print(json.dumps(_document(report, seconds)))
@@ -128,8 +136,36 @@ def _document(report: BuildReport, seconds: float) -> dict[str, Any]:
         "size_bytes": report.size_bytes,
         "bad": report.bad_by_cause,
         "bad_images": str(report.bad_path) if report.bad_path else None,
+        "resumed_shards": report.resumed_shards,
         "seconds": round(seconds, 3),
     }
+
+
+def _print_preview(would: BuildPreview, dest: str, *, as_json: bool) -> None:
+    """Say what a build would make."""
+    parts = [
+        {
+            "split": table.split,
+            "samples": len(table),
+            "shards": shards,
+            "classes": len(table.classes),
+            "size_bytes": table.size_bytes,
+        }
+        for table, shards in zip(would.tables, would.shards, strict=True)
+    ]
+    if as_json:
+        print(json.dumps({"dry_run": True, "destination": dest, "datasets": parts}))
+        return
+    for table, part in zip(would.tables, parts, strict=True):
+        console.print_figures(
+            [
+                ("dataset", f"{dest.rstrip('/')}/{table.split}" if table.split else dest),
+                ("samples", f"{part['samples']:,}"),
+                *([("classes", f"{part['classes']:,}")] if table.labelled else []),
+                ("shards", f"{part['shards']:,}, from {console.format_bytes(table.size_bytes)}"),
+            ]
+        )
+    print("\nnothing was written; without --dry-run, this is what would be built")
 
 
 def _print(report: BuildReport, seconds: float) -> None:
@@ -145,8 +181,11 @@ def _print(report: BuildReport, seconds: float) -> None:
                 ("digest", manifest.digest),
             ]
         )
-    rate = console.format_rate(report.num_samples, seconds)
-    print(f"built in {console.format_duration(seconds)}, {rate}, {console.format_bytes(report.size_bytes / seconds)}/s")
+    rate = console.format_rate(report.written_samples, seconds)
+    speed = f"{rate}, {console.format_bytes(report.written_bytes / seconds)}/s"
+    print(f"built in {console.format_duration(seconds)}, {speed}")
+    if report.resumed_shards:
+        print(f"{console.format_count(report.resumed_shards, 'shard')} had been finished before")
     if report.bad_path:
         count = len(report.bad)
         noun = "image" if FILTERED & report.bad_by_cause.keys() else "bad image"

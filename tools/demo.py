@@ -13,7 +13,6 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ def _build(photographs: Path, shards: Path, seed: int, record: Path, wanted: dic
         shutil.rmtree(shards)
     with contextlib.ExitStack() as stack:
 
-        def show_progress(total: int) -> Callable[[int], None]:
+        def show_progress(total: int) -> console.Advance:
             return stack.enter_context(console.progress(total, "building"))
 
         report = build(photographs, shards, BuildOptions(seed=seed), workers=usable_cores(), start=show_progress)

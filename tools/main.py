@@ -78,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = stop.code if isinstance(stop.code, int) else USAGE
             sys.stdout.flush()  # here, where a reader that went away is understood
             return code
-    except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
-    except _Terminated:
-        return _say("terminated", TERMINATED)
+    except KeyboardInterrupt as stop:
+        return _say(_with_notes("interrupted", stop), INTERRUPTED)
+    except _Terminated as stop:
+        return _say(_with_notes("terminated", stop), TERMINATED)
     except FeederError as error:
-        return _say(str(error), USAGE)
+        return _say(_with_notes(str(error), error), USAGE)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return NO_READER
@@ -146,6 +146,11 @@ def _say(sentence: str, code: int) -> int:
     with contextlib.suppress(OSError):
         print(f"feeder: {console.printable(sentence)}", file=sys.stderr, flush=True)
     return code
+
+
+def _with_notes(sentence: str, error: BaseException) -> str:
+    """Return a sentence with what was noted on its way up: such as what is kept, and how to go on."""
+    return "; ".join([sentence, *getattr(error, "__notes__", ())])
 
 
 def _system_sentence(error: OSError) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feeder.shards.destination import _MARKER_TEXT
+from feeder.shards.destinations.local import MARKER_TEXT
 from feeder.shards.errors import ManifestError, ShardError, ShardsError, StorageError
 from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.index import ShardIndex
@@ -168,7 +168,11 @@ class FormatContract:
         done: list[int] = []
         options = self.options(shuffle=True)
         build(image_folder, tmp_path / "one", options)
-        build(image_folder, tmp_path / "two", options, workers=2, start=lambda total: done.append)
+
+        def advance(samples: int, *, size_bytes: int) -> None:
+            done.append(samples)
+
+        build(image_folder, tmp_path / "two", options, workers=2, start=lambda total: advance)
         assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
         assert sum(done) == 37
 
@@ -212,7 +216,7 @@ class FormatContract:
     def test_leftovers_of_a_dead_build_are_removed(self, dataset: Path, image_folder: Path) -> None:
         undisturbed = files_of(dataset)
         (dataset / "manifest.json").unlink()
-        (dataset / MARKER_NAME).write_bytes(_MARKER_TEXT)
+        (dataset / MARKER_NAME).write_bytes(MARKER_TEXT)
         for name in (self.name(99), f"{self.name(3)}.tmp", "shard-000099.idx.arrow"):
             (dataset / name).write_bytes(b"cut")
         self.build(image_folder, dataset)

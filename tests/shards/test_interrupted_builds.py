@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from feeder.shards import fetching, packing, writing
-from feeder.shards.destination import claim_destination
+from feeder.shards.destinations.claiming import claim_destination
 from feeder.shards.errors import DestinationError, ManifestError, SourceError, StorageError
 from feeder.shards.reading import open_dataset
 from feeder.shards.verify import verify
@@ -49,7 +49,7 @@ def run_script(body: str, *arguments: str | Path) -> subprocess.CompletedProcess
 # The number of a step at which the process kills itself: images, calls of fsync and of rename are counted together
 KILLED = """
     steps = int(sys.argv[3])
-    def step(*_):
+    def step(*_, **__):
         global steps
         steps -= 1
         if steps < 0:
@@ -98,7 +98,7 @@ def test_workers_die_with_a_killed_build(source: Path, tmp_path: Path) -> None:
     script = """
         if __name__ == "__main__":
             from multiprocessing import active_children
-            def advance(images):
+            def advance(samples, size_bytes):
                 print(*(child.pid for child in active_children()), flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             build(sys.argv[1], sys.argv[2], BuildOptions(shard_samples=1), workers=2, start=lambda total: advance)
@@ -118,7 +118,7 @@ def test_workers_die_with_a_killed_build(source: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_empties_the_destination(source: Path, tmp_path: Path) -> None:
     script = """
-        def advance(images):
+        def advance(samples, size_bytes):
             os.kill(os.getpid(), signal.SIGINT)
         build(sys.argv[1], sys.argv[2], start=lambda total: advance)
     """
@@ -181,7 +181,7 @@ def test_two_builders_at_one_destination(source: Path, tmp_path: Path) -> None:
         assert str(caught.value) == (
             f"destination {out} is in use by another build; wait until it has finished, or choose another destination"
         )
-        return lambda images: None
+        return lambda samples, size_bytes: None
 
     build(source, out, OPTIONS, start=start)
     assert open_dataset(out / "train").manifest.num_samples == 36
@@ -311,7 +311,7 @@ def test_a_file_system_without_locks_is_one_sentence(
 def test_a_destination_that_vanishes_is_one_sentence(source: Path, tmp_path: Path) -> None:
     def start(total: int) -> Callable[[int], None]:
         shutil.rmtree(tmp_path / "out")
-        return lambda images: None
+        return lambda samples, size_bytes: None
 
     with pytest.raises(DestinationError, match=r"^cannot write .*/out: No such file or directory; nothing of this"):
         build(source, tmp_path / "out", start=start)
@@ -319,7 +319,7 @@ def test_a_destination_that_vanishes_is_one_sentence(source: Path, tmp_path: Pat
 
 def test_what_cannot_be_removed_keeps_its_marker(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(total: int) -> Callable[[int], None]:
-        return lambda images: monkeypatch.setattr(Path, "unlink", stuck)
+        return lambda samples, size_bytes: monkeypatch.setattr(Path, "unlink", stuck)
 
     def stuck(*_: Any, **__: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

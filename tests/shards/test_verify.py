@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from feeder.errors import ConfigError
+from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.errors import ManifestError
 from feeder.shards.manifest import load_manifest, new_manifest, save_manifest
 from feeder.shards.packing import write_index
@@ -101,9 +102,8 @@ def test_the_wrong_label_is_the_one_that_is_named(dataset: str) -> None:
     columns = {name: index.column(name) for name in index.schema.names}
     for wrong in (-5, 3):
         labels = pa.array([wrong, *columns["label"].to_pylist()[1:]], pa.int64())
-        digest = write_index(
-            Path(dataset, manifest.shards.names[0]), columns | {"label": labels}, manifest.shards.digests[0]
-        )
+        folder = LocalDestination(Path(dataset))
+        digest = write_index(folder, manifest.shards.names[0], columns | {"label": labels}, manifest.shards.digests[0])
         shards = dataclasses.replace(manifest.shards, index_digests=[digest, *manifest.shards.index_digests[1:]])
         save_manifest(new_manifest(shards=shards, classes=manifest.classes, fields=manifest.fields), dataset)
         assert verify(dataset).problems == [

@@ -166,7 +166,7 @@ def test_a_source_that_changes_meanwhile_is_refused(image_folder: Path, tmp_path
 
     def start(total: int) -> Callable[[int], None]:
         last.write_bytes(last.read_bytes() + b"more")
-        return lambda images: None
+        return lambda samples, size_bytes: None
 
     with pytest.raises(SourceError, match=r"cat-11.jpg changed while the dataset was built: it had \d+ bytes and now"):
         build(image_folder, tmp_path / "out", start=start)
@@ -176,7 +176,7 @@ def test_a_source_that_changes_meanwhile_is_refused(image_folder: Path, tmp_path
 def test_a_file_that_vanishes_meanwhile_is_no_bad_image(image_folder: Path, tmp_path: Path) -> None:
     def start(total: int) -> Callable[[int], None]:
         (image_folder / "cat" / "cat-11.jpg").unlink()
-        return lambda images: None
+        return lambda samples, size_bytes: None
 
     with pytest.raises(SourceError) as caught:
         build(image_folder, tmp_path / "out", start=start)
