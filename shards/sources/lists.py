@@ -153,6 +153,11 @@ def _keys(listed: pa.Table, roles: Roles, names: PathTable, where: str) -> PathT
             f"{readable(where)} names {path!r} more than once; name a column with keys of samples with --key-column, "
             "or take the others out"
         )
+    return plain_keys(names)
+
+
+def plain_keys(names: PathTable) -> PathTable | None:
+    """Return the keys of samples whose names are not all plain relative paths; None where they are."""
     if any(_NOT_PLAIN.search(name) for name in names):
         return PathTable(key_of(plain_path(name)) for name in names)
     return None
