@@ -16,8 +16,10 @@ index of pages; and pages cut by their content, so that an edited dataset shares
 keys of metadata tell of it: ``huggingface`` holds the features, ``content_defined_chunking`` how pages were cut.
 """
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,9 +27,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from feeder.errors import ConfigError
+from feeder.shards.destinations.claiming import claim_destination
 from feeder.shards.errors import ShardError
 from feeder.shards.fields import Field
 from feeder.shards.manifest import Manifest
+from feeder.shards.packing import Advance, no_progress
+from feeder.shards.reading import find_datasets, open_dataset
 from feeder.shards.rows import Reader, Rows
 from feeder.shards.tar import member_extension
 
@@ -36,6 +41,7 @@ ROW_GROUP_BYTES = 100_000_000  # `datasets.config.MAX_ROW_GROUP_SIZE`
 ROW_GROUP_SAMPLES = 100  # to get at one sample a reader fetches its row group
 CHUNKING = {"min_chunk_size": 256 << 10, "max_chunk_size": 1 << 20, "norm_level": 0}  # `datasets.config`'s own
 
+_WHOLE = "train"  # how `datasets` calls what has no splits
 _PYARROW = 21  # the first that cuts pages by content
 _READ_SAMPLES = 16  # at a time: a row group may end after any of them
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -50,19 +56,68 @@ _TYPES = {
 }
 
 
-def file_name(split: str | None, number: int, count: int) -> str:
-    """Return the name of a file of an export; a dataset without splits is its training split."""
-    return f"{split or 'train'}-{number:05}-of-{count:05}.parquet"
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetReport:
+    """What an export wrote: paths or URLs, in order; samples; and bytes of all files."""
+
+    files: list[str]
+    num_samples: int
+    size_bytes: int
 
 
-def file_rows(manifest: Manifest, file_bytes: int = FILE_BYTES) -> list[tuple[int, int]]:
+def export_parquet(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    file_bytes: int = FILE_BYTES,
+    start: Callable[[int], Advance] | None = None,
+) -> ParquetReport:
+    """Export a dataset, all its splits together, checking every image against its CRC-32C.
+
+    Args:
+        source: what `feeder.shards.reading.open_dataset` opens, or a folder of splits.
+        dest: a folder, local or a URL of fsspec, that is empty or does not exist.
+        file_bytes: of a file, about.
+        start: called with the number of samples; returns what takes the progress.
+
+    Raises:
+        ConfigError: pyarrow is too old, or the features cannot be told to `datasets`.
+        DestinationError: the destination is not empty, in use, or cannot be written.
+        ManifestError, ShardError, SourceError, StorageError: the dataset is damaged, or cannot be read.
+    """
+    if int(pa.__version__.split(".")[0]) < _PYARROW:
+        raise ConfigError(
+            f"exporting to Parquet needs pyarrow {_PYARROW} or later, and {pa.__version__} is installed; run: "
+            f"pip install --upgrade 'pyarrow>={_PYARROW}'"
+        )
+    readers = [open_dataset(url) for url in find_datasets(source) or [os.fspath(source)]]
+    with claim_destination(dest, source) as claim:
+        folder = claim.folder
+        folder.remove(folder.files())  # what a killed export left
+        total = sum(reader.manifest.num_samples for reader in readers)
+        advance = start(total) if start else no_progress
+        names = []
+        for reader in readers:
+            parts = _file_rows(reader.manifest, file_bytes)
+            for number, (first, last) in enumerate(parts):
+                name = f"{reader.manifest.split or _WHOLE}-{number:05}-of-{len(parts):05}.parquet"
+                with folder.staged(name) as file:
+                    _write_file(reader, first, last, file, advance)
+                names.append(name)
+        folder.flush()
+        sizes = folder.files()
+    return ParquetReport(
+        files=[folder.where(name) for name in names],
+        num_samples=total,
+        size_bytes=sum(sizes[name] for name in names),
+    )
+
+
+def _file_rows(manifest: Manifest, file_bytes: int) -> list[tuple[int, int]]:
     """Return the first and last (exclusive) sample id of each file: equal shares, as `datasets` cuts them."""
-    count = max(1, -(-manifest.size_bytes // file_bytes))
-    count = min(count, manifest.num_samples)
-    return [
-        (number * manifest.num_samples // count, (number + 1) * manifest.num_samples // count)
-        for number in range(count)
-    ]
+    total = manifest.num_samples
+    count = max(1, min(total, -(-manifest.size_bytes // file_bytes)))
+    return [(number * total // count, (number + 1) * total // count) for number in range(count)]
 
 
 def schema(manifest: Manifest) -> pa.Schema:
@@ -85,47 +140,25 @@ def _feature(name: str, field: Field, manifest: Manifest) -> dict[str, Any]:
         if len(set(manifest.classes)) != len(manifest.classes):
             twice = next(one for one in manifest.classes if manifest.classes.count(one) > 1)
             raise ConfigError(
-                f"two classes have the name {twice!r}, which Hugging Face's ClassLabel refuses; build the dataset again "
-                "with a list of other names (--classes)"
+                f"two classes have the name {twice!r}, which Hugging Face's ClassLabel refuses; build the dataset "
+                "again with a list of other names (--classes)"
             )
         return {"names": list(manifest.classes), "_type": "ClassLabel"}
     return {"dtype": "binary" if field.type == "bytes" else str(_TYPES[field.type]), "_type": "Value"}
 
 
-def write_parquet(
-    reader: Reader, first: int, last: int, file: BinaryIO, advance: Callable[[int], None] = lambda samples: None
-) -> None:
-    """Write the samples first … last − 1 of a dataset as one Parquet file, holding one row group in memory.
-
-    Args:
-        reader: the dataset; every image is checked against its CRC-32C on the way.
-        first, last: sample ids.
-        file: where the bytes go, in order.
-        advance: called with numbers of samples done.
-
-    Raises:
-        ConfigError: pyarrow is too old, or the features cannot be told to `datasets`.
-        ShardError, StorageError: the dataset is damaged, or cannot be read.
-    """
+def _write_file(reader: Reader, first: int, last: int, file: BinaryIO, advance: Advance) -> None:
+    """Write the samples first … last − 1 as one Parquet file, holding one row group in memory."""
     import pyarrow.parquet as pq
 
-    if int(pa.__version__.split(".")[0]) < _PYARROW:
-        raise ConfigError(
-            f"exporting to Parquet needs pyarrow {_PYARROW} or later, and {pa.__version__} is installed; run: "
-            f"pip install --upgrade 'pyarrow>={_PYARROW}'"
-        )
     columns = schema(reader.manifest)
     with pq.ParquetWriter(
-        file,
-        columns,
-        use_content_defined_chunking=CHUNKING,
-        write_page_index=True,
-        **_column_options(columns),
+        file, columns, use_content_defined_chunking=CHUNKING, write_page_index=True, **_column_options(columns)
     ) as writer:
         writer.add_key_value_metadata({"content_defined_chunking": json.dumps(CHUNKING)})
         for rows in _row_groups(reader, first, last, columns):
             writer.write_table(rows, row_group_size=len(rows))
-            advance(len(rows))
+            advance(len(rows), size_bytes=rows.nbytes)
 
 
 def _column_options(columns: pa.Schema) -> dict[str, Any]:
@@ -204,4 +237,6 @@ def _stored(field: Field, data: bytes, key: str, reader: Reader) -> bytes | str 
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ShardError(f"the JSON document of sample {key!r} in {reader.url} is not UTF-8 ({error}); drop the sample") from error
+        raise ShardError(
+            f"the JSON document of sample {key!r} in {reader.url} is not UTF-8 ({error}); drop the sample"
+        ) from error

@@ -18,7 +18,8 @@ PLAN_NAME = ".building.plan"
 _OWN_NAMES = re.compile(
     rf"((?:{'|'.join(SPLITS)})/)?"
     rf"(shard-\d{{6,}}\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow|bad\.jsonl)"
-    rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, PLAN_NAME)))})"
+    rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, PLAN_NAME)))}"
+    r"|[a-z]+-\d{5}-of-\d{5}\.parquet)"
     rf"({re.escape(STAGED)})?"
 )
 _PARTS_OF_A_DATASET = re.compile(rf"(.*/)?(shard-.*|{re.escape(MANIFEST_NAME)})")

@@ -1,10 +1,5 @@
-"""What others read: webdataset, DALI, Hugging Face datasets, polars and ``tar``; and the README's code for them.
+"""What others read: webdataset, DALI, Hugging Face datasets, polars and ``tar``; and the README's code for them."""
 
-With FEEDER_REQUIRE_PEERS=1 in the environment a package that is not installed fails its tests, which skip otherwise.
-"""
-
-import glob
-import importlib
 import io
 import json
 import os
@@ -23,22 +18,14 @@ from PIL import Image
 from feeder.shards.foreign_indexes import write_foreign_indexes
 from feeder.shards.parquet_export import export_parquet
 from feeder.shards.reading import open_dataset
+from feeder.shards.sources.lists import scan_list
+from feeder.shards.sources.options import SourceOptions
 from feeder.shards.tar import member_header
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.writing import BuildOptions, build, build_tables
 from tests.images import encoded
-
+from tests.peers import peer
 
 README = Path(__file__).parents[2] / "README.md"
-
-
-def peer(name: str) -> Any:
-    """Import another reader's package, or skip."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        if os.environ.get("FEEDER_REQUIRE_PEERS") == "1":
-            pytest.fail(f"FEEDER_REQUIRE_PEERS=1, and {name} cannot be imported: {error}")
-        pytest.skip(f"{name} is not installed")
 
 
 @pytest.fixture
@@ -160,13 +147,13 @@ def test_dalis_index_has_the_samples_of_ours(dataset: Path) -> None:
 @pytest.fixture
 def with_fields(tmp_path: Path) -> Path:
     """Shards of JPEGs with masks, captions, documents and numbers, in both formats."""
-    photos, masks = tmp_path / "photos", tmp_path / "masks"
-    photos.mkdir()
-    masks.mkdir()
+    files = tmp_path / "files"
+    (files / "photos").mkdir(parents=True)
+    (files / "masks").mkdir()
     lines = []
     for number in range(30):
-        (photos / f"{number:02}.jpg").write_bytes(encoded(number))
-        (masks / f"{number:02}.png").write_bytes(encoded(number, mode="L", format="PNG"))
+        (files / f"photos/{number:02}.jpg").write_bytes(encoded(number))
+        (files / f"masks/{number:02}.png").write_bytes(encoded(number, mode="L", format="PNG"))
         line = {
             "path": f"photos/{number:02}.jpg",
             "label": f"class {number % 3}",
@@ -175,11 +162,10 @@ def with_fields(tmp_path: Path) -> Path:
             "score": number / 8,
         }
         lines.append(json.dumps(line))
-    source = tmp_path / "list.jsonl"
-    source.write_text("\n".join(lines))
+    (files / "list.jsonl").write_text("\n".join(lines))
+    tables = scan_list(str(files / "list.jsonl"), SourceOptions(image_columns={"mask": "mask"}))
     for shard_format in ("tar", "arrow"):
-        options = BuildOptions(format=shard_format, shard_samples=8)
-        build(source, tmp_path / shard_format, options, source_options=SourceOptions(images=("mask",)))
+        build_tables(tables, tmp_path / shard_format, BuildOptions(format=shard_format, shard_samples=8))
     return tmp_path
 
 
