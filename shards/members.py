@@ -79,16 +79,28 @@ def walk_samples(
         StorageError: the storage does not give the bytes.
     """
     with open_tar(where) as file:
-        gathered = _Gathered(file, wanted)
-        damage = ""
-        try:
-            for member in walk_tar(file):
-                gathered.add(member)
-        except DamagedArchiveError as error:
-            if not keep_damaged:
-                raise
-            damage = str(error)
-        return gathered.samples(where, damage)
+        return gather_samples(file, walk_tar(file), where, wanted=wanted, keep_damaged=keep_damaged)
+
+
+def gather_samples(
+    file: TarFile,
+    members: Iterable[Member],
+    where: str,
+    *,
+    wanted: Callable[[str], bool] = lambda extension: False,
+    keep_damaged: bool = False,
+) -> TarSamples:
+    """Return the samples that the members of an open archive are; arguments and errors as in `walk_samples`."""
+    gathered = _Gathered(file, wanted)
+    damage = ""
+    try:
+        for member in members:
+            gathered.add(member)
+    except DamagedArchiveError as error:
+        if not keep_damaged:
+            raise
+        damage = str(error)
+    return gathered.samples(where, damage)
 
 
 def walk_archives(

@@ -9,7 +9,7 @@ time.
 import contextlib
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from feeder.shards.errors import SourceError
@@ -42,11 +42,13 @@ class DamagedArchiveError(SourceError):
 
 
 class Member(NamedTuple):
-    """A regular file in an archive: its name as it is, where its content starts, and its bytes of content."""
+    """A regular file in an archive: its name as it is, where its content starts, its bytes of content, and where its
+    header starts, or the extended one before it."""
 
     name: str
     offset: int
     size: int
+    start: int
 
 
 class TarFile:
@@ -129,8 +131,8 @@ def _local_reader(descriptor: int, where: str) -> Callable[[int, int], bytes]:
     return read
 
 
-def walk_tar(file: TarFile) -> Iterator[Member]:
-    """Yield the regular files of an archive, in order.
+def walk_tar(file: TarFile) -> Generator[Member, None, int]:
+    """Yield the regular files of an archive, in order; return where the blocks that end it begin.
 
     Raises:
         DamagedArchiveError: a header is damaged, a content is cut, or the two zero blocks that end an archive are
@@ -147,7 +149,7 @@ def walk_tar(file: TarFile) -> Iterator[Member]:
         if len(header) < BLOCK:
             raise _damaged(file, end, f"it ends at byte {file.size_bytes} without the zero blocks that end an archive")
         if header[0] == 0 and not any(header):
-            return
+            return position
         kind = header[156:157]
         size = _number(header[124:136])
         if not _right_sum(header) or size is None:
@@ -156,6 +158,8 @@ def walk_tar(file: TarFile) -> Iterator[Member]:
         if kind in b"xgLK":
             (for_all if kind == b"g" else own).update(_extension(file, kind, start, size, end))
             position = start + _whole_blocks(size)
+            if kind == b"g":
+                end = position
             continue
         known = for_all | own if own or for_all else own
         name = known["path"] if "path" in known else _name(header)
@@ -172,7 +176,7 @@ def walk_tar(file: TarFile) -> Iterator[Member]:
                     file, end, f"the content of {readable(name)!r} is cut: {size} bytes from byte {start} on"
                 )
             if kind in _REGULAR and not (kind == b"\0" and name.endswith("/")):  # so does V7 write a folder
-                yield Member(name, start, size)
+                yield Member(name, start, size, end)
         end = position
 
 

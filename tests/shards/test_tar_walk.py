@@ -36,7 +36,9 @@ def walked(path: Path | str) -> list[Member]:
 
 def by_tarfile(path: Path) -> list[Member]:
     with tarfile.open(path) as archive:
-        return [Member(member.name, member.offset_data, member.size) for member in archive if member.isreg()]
+        return [
+            Member(member.name, member.offset_data, member.size, member.offset) for member in archive if member.isreg()
+        ]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -98,7 +100,7 @@ def test_sizes_beyond_eight_gigabytes(tmp_path: Path) -> None:
 def test_global_records_hold_for_all_members(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(packed({"a.jpg": b"abc"}, tarfile.PAX_FORMAT, comment="of a commit"))
-    assert walked(path) == by_tarfile(path) == [Member("a.jpg", 1536, 3)]
+    assert walked(path) == by_tarfile(path) == [Member("a.jpg", 1536, 3, 1024)]
 
 
 def test_a_cut_at_every_block_is_found(tmp_path: Path) -> None:
