@@ -208,7 +208,7 @@ def test_dali_decodes_the_pixels_of_pillow(image_folder: Path, tmp_path: Path) -
 
     @pipeline_def(batch_size=len(images), num_threads=1, device_id=None)
     def pipeline() -> Any:
-        (encoded_images,) = fn.readers.webdataset(paths=[str(shards_of(tmp_path / "out")[0])], ext=["jpg"])
+        encoded_images, _ = fn.readers.webdataset(paths=[str(shards_of(tmp_path / "out")[0])], ext=["jpg", "cls"])
         return fn.decoders.image(encoded_images)
 
     made = pipeline()
@@ -253,8 +253,6 @@ def test_hugging_face_reads_arrow_shards(with_fields: Path, datasets: Any) -> No
     assert list(found["score"]) == reader.values(np.arange(30), "score")
     decoded = found.cast_column("image", datasets.Image())
     assert decoded[0]["image"].size == Image.open(io.BytesIO(images[0])).size
-    one = datasets.Dataset.from_file(str(with_fields / "arrow" / "shard-000000.arrow"))
-    assert list(one["key"]) == keys[:8]
 
 
 def test_polars_reads_arrow_shards(with_fields: Path) -> None:
