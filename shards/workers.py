@@ -9,14 +9,18 @@ import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 from feeder.interrupts import workers_ignore_interrupts
 from feeder.shards.destinations.protocol import Destination
 from feeder.shards.errors import DestinationError
 from feeder.shards.packing import Advance, ShardTask, WrittenShard, write_shard
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 _QUEUED_PER_WORKER = 2  # one being written and one waiting: tasks hold paths, and there may be millions
 
@@ -40,45 +44,68 @@ def write_shards(
         for task in tasks:
             yield task, write_shard(task, advance)
         return
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(folder,)
-    )
-    try:
-        for task, shard in _finished(pool, tasks, workers * _QUEUED_PER_WORKER):
+    with contextlib.closing(run_tasks(write_shard, tasks, workers, folder.hold)) as finished:
+        for task, shard in finished:
             advance(len(task.table), size_bytes=task.table.size_bytes)
             yield task, shard
+
+
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, hold: Callable[[], None]
+) -> Generator[tuple[Task, Result], None, None]:
+    """Yield (task, function(task)) in any order as they get ready; closing it stops the workers.
+
+    Args:
+        function: one of a module, so that it can be sent to processes.
+        tasks: its arguments.
+        workers: processes; with 1 all is done in this process.
+        hold: called first in each process: holds the claim on the destination for its life, or raises
+            `DestinationError`; it is sent to processes, too.
+
+    Raises:
+        DestinationError: a worker died.
+    """
+    if workers == 1:
+        for task in tasks:
+            yield task, function(task)
+        return
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(hold,)
+    )
+    try:
+        yield from _finished(pool, function, tasks, workers * _QUEUED_PER_WORKER)
     except BrokenProcessPool as error:
         raise DestinationError(
-            "a worker process of the build died; if the machine ran out of memory, run it again with fewer --workers"
+            "a worker process died; if the machine ran out of memory, run it again with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _finished(
-    pool: ProcessPoolExecutor, tasks: Iterable[ShardTask], in_flight: int
-) -> Iterator[tuple[ShardTask, WrittenShard]]:
-    """Yield (task, shard) as shards get ready, with at most `in_flight` tasks submitted at a time."""
-    pending: dict[Future[WrittenShard], ShardTask] = {}
+    pool: ProcessPoolExecutor, function: Callable[[Task], Result], tasks: Iterable[Task], in_flight: int
+) -> Iterator[tuple[Task, Result]]:
+    """Yield (task, result) as they get ready, with at most `in_flight` tasks submitted at a time."""
+    pending: dict[Future[Result], Task] = {}
     remaining = iter(tasks)
     while True:
         while len(pending) < in_flight and (task := next(remaining, None)) is not None:
             with workers_ignore_interrupts():  # submitting starts them
-                pending[pool.submit(write_shard, task)] = task
+                pending[pool.submit(function, task)] = task
         if not pending:
             return
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             yield pending.pop(future), future.result()
 
 
-def _start_worker(folder: Destination) -> None:
+def _start_worker(hold: Callable[[], None]) -> None:
     """Prepare a worker process: hold the claim for its lifetime, and die with the parent.
 
     If the parent has died or given the destination up meanwhile, there is nothing to do and nobody to tell.
     """
     parent = multiprocessing.parent_process()
     try:
-        folder.hold()
+        hold()
     except DestinationError:
         os._exit(1)
     if parent is None or not parent.is_alive():  # asked with the claim held: no other build can claim it any more

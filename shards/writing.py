@@ -89,10 +89,10 @@ class BuildOptions:
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that decide the bytes of shards: to go on with a build, they must be the same."""
-        options = dataclasses.asdict(self)
-        del options["max_bad_fraction"]
-        kept = {"on_error": "keep" if self.on_error == "keep" else "leave out"}
-        return options | options.pop("images") | kept
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del options["images"], options["max_bad_fraction"]
+        options["on_error"] = "keep" if self.on_error == "keep" else "leave out"
+        return options | dataclasses.asdict(self.images)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from feeder.tools import console
 
 COMMANDS = {
     "build": ("feeder.tools.building", "write shards and a manifest from a folder of images"),
+    "index": ("feeder.tools.indexing", "use tar archives, MDS sets and image folders where they lie"),
     "inspect": ("feeder.tools.inspecting", "say what is in a dataset"),
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),

@@ -34,6 +34,8 @@ _TEXT = "a build of shardfeed is writing here, or was interrupted; the same comm
 _REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 _UNKNOWN = ("NotImplemented", "501")  # what stores say to conditions that they do not know
 
+_held: set[str] = set()  # the owners that live in this process: it may have given others up when no store answered
+
 
 class _LostError(Exception):
     """The marker is not what it was taken for."""
@@ -102,6 +104,7 @@ class Lease:
             self._write(self._made(), found)
         except _LostError as error:
             raise in_use(self._destination) from error
+        _held.add(self._owner)
         self._thread = threading.Thread(target=self._keep_renewing, name="feeder-lease", daemon=True)
         self._thread.start()
         return found is not None
@@ -117,6 +120,7 @@ class Lease:
     def give_up(self, *, vacant: bool = False) -> None:
         """Stop renewing, and remove the marker, or leave it free; nothing is raised if the store does not answer."""
         self._ended.set()
+        _held.discard(self._owner)
         if self._thread is not None:
             self._thread.join()
         if self._lost:
@@ -161,9 +165,11 @@ class Lease:
         marker = found.marker
         if marker.vacant or found.age_s > STALE_S:
             return ""
-        boot, namespace, pid, started = marker.process
-        if _machine()[0] and [boot, namespace] == _machine() and _started(pid) != started:
-            return ""
+        *machine, pid, started = marker.process
+        if _machine()[0] and machine == _machine():
+            gone = marker.owner not in _held if pid == os.getpid() else _started(pid) != started
+            if gone:
+                return ""
         return (
             f" (process {pid} on {marker.host}, last sign of life {max(0, found.age_s):.0f} s ago; if it was killed, "
             f"its place is free after {STALE_S:.0f} s)"
@@ -192,7 +198,7 @@ class Lease:
             document = json.loads(data)
             marker = _Marker(**{field.name: document[field.name] for field in dataclasses.fields(_Marker)})
             _, _, pid, started = marker.process
-            int(pid), int(started), float(marker.renewed)
+            int(pid), int(started), float(marker.renewed)  # what no number is, is none of ours
         except (ValueError, KeyError, TypeError) as error:
             raise not_empty(self._destination, MARKER_NAME) from error
         return marker

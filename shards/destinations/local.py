@@ -70,11 +70,7 @@ class LocalDestination:
                     flush_folder(folder)
 
     def hold(self) -> None:
-        try:
-            descriptor = os.open(self.path / MARKER_NAME, os.O_RDONLY | os.O_CLOEXEC)  # open as long as the process
-        except OSError as error:
-            raise in_use(self.url) from error
-        _lock(descriptor, self.path, fcntl.LOCK_SH)
+        hold_marker(self.path / MARKER_NAME)
 
 
 class LocalClaim:
@@ -137,7 +133,7 @@ def look(path: Path) -> None:
             refuse_foreign(str(path), _entries(path), vouched=marker.exists())
             if marker.exists():
                 with open(marker, "rb") as file:
-                    _lock(file.fileno(), path, fcntl.LOCK_EX)
+                    share_marker(file.fileno(), path, fcntl.LOCK_EX)
 
 
 def _remove_folders(folders: list[Path]) -> None:
@@ -161,14 +157,14 @@ def _claim(path: Path) -> int:
     except (FileExistsError, FileNotFoundError) as error:  # another build made or removed it at this very moment
         raise in_use(str(path)) from error
     try:
-        _lock(descriptor, path, fcntl.LOCK_EX)
+        share_marker(descriptor, path, fcntl.LOCK_EX)
         try:
             _vouch(descriptor, path)
         except BaseException:
             if not found and _is_at(descriptor, marker):
                 marker.unlink()
             raise
-        _lock(descriptor, path, fcntl.LOCK_SH)
+        share_marker(descriptor, path)
     except BaseException:
         os.close(descriptor)
         raise
@@ -186,7 +182,16 @@ def _vouch(descriptor: int, path: Path) -> None:
     os.pwrite(descriptor, MARKER_TEXT, 0)
 
 
-def _lock(descriptor: int, path: Path, kind: int) -> None:
+def hold_marker(marker: Path) -> None:
+    """Share the lock on a marker for the rest of this process; `DestinationError` if its build has given it up."""
+    try:
+        descriptor = os.open(marker, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise in_use(str(marker.parent)) from error
+    share_marker(descriptor, marker.parent)
+
+
+def share_marker(descriptor: int, path: Path, kind: int = fcntl.LOCK_SH) -> None:
     """Lock a marker without waiting; `DestinationError` if another build holds it."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

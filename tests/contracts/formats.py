@@ -237,8 +237,8 @@ class FormatContract:
         limited = subprocess.run(command, capture_output=True, text=True, check=False)
         assert limited.stderr == ""
         assert limited.stdout == (
-            f"DestinationError cannot write {tmp_path}/out/{self.name(0)}: File too large; nothing of this build was "
-            "kept, free space or choose another destination and run it again\n"
+            f"DestinationError cannot write {tmp_path}/out/{self.name(0)}: File too large; check its space and "
+            "permissions, or choose another destination\n"
         )
         assert not (tmp_path / "out").exists()
 

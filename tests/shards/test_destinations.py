@@ -89,7 +89,7 @@ class DestinationContract:
         assert claim.folder.read("train/manifest.json") == b"{}"
 
     def test_what_is_finished_is_kept_after_an_error_and_vouched_for(self, url: str) -> None:
-        indexed = ["train/shard-000000.tar", "train/shard-000000.idx.arrow"]
+        indexed = ["train/shard-000000.idx.arrow", "val/shard-000000.idx.arrow"]
         error = interrupt(url, PLAN_NAME, *indexed, "shard-000001.tar", "val/shard-000000.bad.jsonl")
         assert error.__notes__ == [f"2 finished shards are kept in {url}: run the same command again to go on"]
         check_destination(url, SOURCE)

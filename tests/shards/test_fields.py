@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from feeder.errors import ConfigError
+from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT, LABEL, Field
 from feeder.shards.formats import WRITTEN_FORMATS, shard_name
@@ -83,7 +84,12 @@ def write(table: SampleTable, folder: Path, shard_format: str, **options: Any) -
     for number, rows in enumerate(np.array_split(np.arange(len(table)), 3)):
         name = shard_name(number, shard_format)
         task = ShardTask(
-            folder=str(folder), name=name, format=shard_format, table=table.take(rows), max_pixels=10**6, **options
+            folder=LocalDestination(folder),
+            name=name,
+            format=shard_format,
+            table=table.take(rows),
+            max_pixels=10**6,
+            **options,
         )
         written = write_shard(task)
         assert written.bad == []
@@ -171,7 +177,7 @@ def test_nan_and_infinity_are_values(table: SampleTable, tmp_path: Path, shard_f
 
 def test_a_bad_mask_sets_its_sample_aside_and_says_so(table: SampleTable, tmp_path: Path) -> None:
     Path(table.root, "mask-02.jpg").write_bytes(b"x" * int(table.stored["mask"].sizes[2]))
-    task = ShardTask(folder=str(tmp_path), name="a.tar", format="tar", table=table, max_pixels=10**6)
+    task = ShardTask(folder=LocalDestination(tmp_path), name="a.tar", format="tar", table=table, max_pixels=10**6)
     (bad,) = write_shard(task).bad
     assert (bad.source, bad.cause) == ("02.jpg", "not an image")
     assert bad.reason.startswith("its mask: its first bytes (78 78 78 78 78 78 78 78) are of no known image format")
@@ -190,11 +196,18 @@ def test_kept_bad_images_have_no_size(table: SampleTable, tmp_path: Path) -> Non
 
 def test_a_sample_without_an_image_is_bad(table: SampleTable, tmp_path: Path) -> None:
     table.stored["image"].sizes[4] = ABSENT
-    task = ShardTask(folder=str(tmp_path), name="a.tar", format="tar", table=table, max_pixels=10**6)
+    task = ShardTask(folder=LocalDestination(tmp_path), name="a.tar", format="tar", table=table, max_pixels=10**6)
     assert [(bad.source, bad.cause) for bad in write_shard(task).bad] == [("04.jpg", "missing")]
     with pytest.raises(SourceError, match=r"^bad image .*/source/04.jpg: it has no image; repair or remove it"):
         write_shard(
-            ShardTask(folder=str(tmp_path), name="b.tar", format="tar", table=table, max_pixels=10**6, on_error="fail")
+            ShardTask(
+                folder=LocalDestination(tmp_path),
+                name="b.tar",
+                format="tar",
+                table=table,
+                max_pixels=10**6,
+                on_error="fail",
+            )
         )
 
 
@@ -205,7 +218,11 @@ def test_a_tar_shard_with_many_fields_does_not_pass_the_size_it_was_planned_for(
     assert len(plan) > 3
     for number, rows in enumerate(plan):
         task = ShardTask(
-            folder=str(tmp_path), name=f"{number}.tar", format="tar", table=table.take(rows), max_pixels=10**6
+            folder=LocalDestination(tmp_path),
+            name=f"{number}.tar",
+            format="tar",
+            table=table.take(rows),
+            max_pixels=10**6,
         )
         written = write_shard(task)
         assert written.shard is not None

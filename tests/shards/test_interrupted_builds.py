@@ -4,12 +4,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from feeder.shards import fetching, packing, writing
 from feeder.shards.destinations.claiming import claim_destination
 from feeder.shards.errors import DestinationError, ManifestError, SourceError, StorageError
 from feeder.shards.reading import open_dataset
-from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build
 from tests.images import write_image_folder
 
@@ -46,51 +46,72 @@ def run_script(body: str, *arguments: str | Path) -> subprocess.CompletedProcess
     )
 
 
-# The number of a step at which the process kills itself: images, calls of fsync and of rename are counted together
+# Builds in a process of its own for each number of steps given, which kills itself when it has done as many: images,
+# calls of fsync, rename and unlink are counted together. With a negative number it prints how many there are.
 KILLED = """
-    steps = int(sys.argv[3])
-    def step(*_, **__):
-        global steps
-        steps -= 1
+    def build_and_die(steps, out):
+        def step(*_, **__):
+            nonlocal steps
+            steps -= 1
+            if steps == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        def counted(function):
+            def call(*arguments, **options):
+                step()
+                return function(*arguments, **options)
+            return call
+        os.fsync, os.replace, os.unlink = counted(os.fsync), counted(os.replace), counted(os.unlink)
+        build(sys.argv[1], out, BuildOptions(shard_samples=6, format=sys.argv[3]), start=lambda total: step)
         if steps < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    def counted(function):
-        def call(*arguments):
-            step()
-            return function(*arguments)
-        return call
-    os.fsync, os.replace, os.unlink = counted(os.fsync), counted(os.replace), counted(os.unlink)
-    build(sys.argv[1], sys.argv[2], BuildOptions(shard_samples=6), start=lambda total: step)
-    print("steps left", steps)
+            print(-1 - steps)
+    for words in sys.argv[4:]:
+        for steps in words.split(","):  # one after the other at the same place
+            child = os.fork()
+            if not child:
+                build_and_die(int(steps), sys.argv[2] + "-" + words)
+                os._exit(sys.stdout.flush() or 0)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def test_a_build_killed_at_any_step_leaves_no_manifest_and_the_next_is_undisturbed(
-    source: Path, tmp_path: Path
+def kill_at(source: Path, out: Path, *steps: str, format: str = "tar") -> list[int]:
+    """Kill builds at steps such as ``"7"``, or ``"7,5"`` for one that is killed again, in ``{out}-{steps}``."""
+    done = run_script(KILLED, source, out, format, *steps)
+    assert done.stderr == ""
+    return [int(line) for line in done.stdout.split()]
+
+
+@pytest.mark.parametrize(("format", "kills"), [("tar", 50), ("arrow", 25)])
+def test_a_build_killed_at_any_moment_is_gone_on_with_to_the_same_bytes(
+    source: Path, tmp_path: Path, format: str, kills: int
 ) -> None:
+    options = BuildOptions(shard_samples=6, format=format)
     undisturbed = tmp_path / "undisturbed"
-    build(source, undisturbed, OPTIONS)
-    steps = 1000 - int(run_script(KILLED, source, tmp_path / "counted", "1000").stdout.split()[-1])
-    assert files_of(tmp_path / "counted") == files_of(undisturbed)
-    last = list(range(steps - 14, steps))  # the list of bad images, the manifests, the marker
-    for step in [0, 1, 7, 20, 33, *last]:
-        out = tmp_path / f"killed-{step}"
-        assert run_script(KILLED, source, out, str(step)).returncode == -signal.SIGKILL
+    build(source, undisturbed, options)
+    steps, code = kill_at(source, tmp_path / "counted", "-1", format=format)
+    assert code == 0
+    assert files_of(tmp_path / "counted--1") == files_of(undisturbed)
+    chosen = random.Random(format)
+    moments = [str(chosen.randint(1, steps)) for _ in range(kills - 12)]
+    moments += [str(step) for step in range(steps - 7, steps + 1)]  # the manifests, tidying up, the marker
+    moments += [f"{chosen.randint(20, steps)},{chosen.randint(1, 20)},{chosen.randint(1, 20)}" for _ in range(4)]
+    moments = sorted(set(moments))
+    codes = kill_at(source, tmp_path / "out", *moments, format=format)
+    assert set(codes) == {-signal.SIGKILL}
+    for moment in moments:
+        out = Path(f"{tmp_path}/out-{moment}")
         assert (out / ".building").exists()
-        for split in ("train", "val"):
-            if (out / split / "manifest.json").exists():  # then all of that split is there
-                assert {path.name for path in (out / split).iterdir()} == {
-                    path.name for path in (undisturbed / split).iterdir()
-                }
-        for unfinished in (out, out / "train", out / "val"):
-            if (unfinished / "manifest.json").exists():
-                continue
-            with pytest.raises(ManifestError, match=f"^{out} is the destination of a build that has not finished"):
-                open_dataset(unfinished)
-            with pytest.raises(ManifestError, match=f"^{out} is the destination of a build that has not finished"):
-                verify(unfinished)
-        build(source, out, OPTIONS)
-        assert files_of(out) == files_of(undisturbed)
+        for split in (out / "train", out / "val"):
+            if (split / "manifest.json").exists():  # then all of that split is there
+                there = {path.name for path in split.iterdir() if not path.name.endswith(".bad.jsonl")}
+                assert there == {path.name for path in (undisturbed / split.name).iterdir()}
+                open_dataset(split)
+            else:
+                with pytest.raises(ManifestError, match=f"^{out} is the destination of a build that has not finished"):
+                    open_dataset(split)
+        with contextlib.suppress(DestinationError):  # it was finished but for its marker
+            build(source, out, options)
+        assert files_of(out) == files_of(undisturbed), moment
 
 
 def test_workers_die_with_a_killed_build(source: Path, tmp_path: Path) -> None:
@@ -112,11 +133,11 @@ def test_workers_die_with_a_killed_build(source: Path, tmp_path: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
             raise ProcessLookupError
-    build(source, out, OPTIONS)
+    build(source, out, BuildOptions(shard_samples=1))
     assert open_dataset(out / "train").manifest.num_samples == 36
 
 
-def test_ctrl_c_empties_the_destination(source: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_first_shard_leaves_nothing(source: Path, tmp_path: Path) -> None:
     script = """
         def advance(samples, size_bytes):
             os.kill(os.getpid(), signal.SIGINT)
@@ -148,8 +169,45 @@ def test_workers_leave_ctrl_c_to_their_parent_from_their_first_import_on(source:
     assert open_dataset(tmp_path / "out" / "train").manifest.num_samples == 36
 
 
+@pytest.mark.parametrize(
+    ("signal_name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_command_keeps_what_is_finished_and_says_how_to_go_on(
+    source: Path, tmp_path: Path, signal_name: str, code: int, word: str, workers: int
+) -> None:
+    out = tmp_path / "out"
+    script = f"""
+        from feeder.shards import destinations
+        from feeder.tools import building, main
+        if __name__ == "__main__":
+            real = building.build
+            def build_until(*arguments, start, **options):
+                done = 0
+                def advance(samples, *, size_bytes):
+                    nonlocal done
+                    done += samples
+                    if done > 14:
+                        os.kill(os.getpid(), signal.{signal_name})
+                return real(*arguments, start=lambda total: advance, **options)
+            building.build = build_until
+            sys.exit(main.main(["build", *sys.argv[1:3], "--shard-samples", "6", "--workers", "{workers}", "-q"]))
+    """
+    stopped = run_script(script, source, out)
+    kept = len(list(out.rglob("*.idx.arrow")))
+    assert stopped.returncode == code
+    assert kept >= 2
+    assert (
+        stopped.stderr
+        == f"feeder: {word}; {kept} finished shards are kept in {out}: run the same command again to go on\n"
+    )
+    build(source, tmp_path / "undisturbed", OPTIONS)
+    assert build(source, out, OPTIONS).resumed_shards == kept
+    assert files_of(out) == files_of(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("at", [0, 3, 11])
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+def test_a_full_disk_is_one_sentence_and_costs_one_shard(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     real, count = os.fsync, 0
@@ -166,10 +224,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         build(source, tmp_path / "out", OPTIONS)
     assert str(caught.value).startswith(f"cannot write {tmp_path}/out")
     assert str(caught.value).endswith(
-        ": No space left on device; nothing of this build was kept, free space or choose another destination and run "
-        "it again"
+        ": No space left on device; check its space and permissions, or choose another destination"
     )
-    assert not (tmp_path / "out").exists()
+    kept = len(list((tmp_path / "out").rglob("*.idx.arrow")))
+    if kept:
+        shards = "1 finished shard is" if kept == 1 else f"{kept} finished shards are"
+        assert caught.value.__notes__ == [f"{shards} kept in {tmp_path}/out: run the same command again to go on"]
+    else:
+        assert not (tmp_path / "out").exists()
+    assert (kept > 0) == (at > 0)
+    monkeypatch.undo()
+    assert build(source, tmp_path / "out", OPTIONS).resumed_shards == kept
+    build(source, tmp_path / "undisturbed", OPTIONS)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "undisturbed")
 
 
 def test_two_builders_at_one_destination(source: Path, tmp_path: Path) -> None:
@@ -189,8 +256,8 @@ def test_two_builders_at_one_destination(source: Path, tmp_path: Path) -> None:
 
 
 def test_leftovers_are_removed_only_where_a_marker_vouches_for_them(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert run_script(KILLED, source, out, "30").returncode == -signal.SIGKILL
+    assert kill_at(source, tmp_path / "out", "60") == [-signal.SIGKILL]
+    out = tmp_path / "out-60"
     (out / "train" / "notes.txt").write_text("mine")
     before = files_of(out)
     with pytest.raises(DestinationError, match=r"is not empty: it holds train/notes.txt; choose another destination"):
@@ -207,8 +274,8 @@ def test_leftovers_are_removed_only_where_a_marker_vouches_for_them(source: Path
 def test_files_behind_a_link_are_nobodys_leftovers(source: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "finished", OPTIONS)
     before = files_of(tmp_path / "finished")
-    out = tmp_path / "out"
-    assert run_script(KILLED, source, out, "0").returncode == -signal.SIGKILL
+    assert kill_at(source, tmp_path / "out", "30") == [-signal.SIGKILL]
+    out = tmp_path / "out-30"
     shutil.rmtree(out / "train")
     (out / "train").symlink_to(tmp_path / "finished" / "train")
     with pytest.raises(DestinationError, match="is not empty: it holds train; choose another destination"):
@@ -273,12 +340,16 @@ def test_a_builder_that_comes_while_another_finishes_does_no_harm(
     assert not (out / ".building").exists()
 
 
-def test_too_many_bad_images_stop_the_workers_and_leave_nothing(source: Path, tmp_path: Path) -> None:
+def test_too_many_bad_images_stop_the_workers_and_may_be_allowed_later(source: Path, tmp_path: Path) -> None:
     for number in range(30):
         (source / "train" / "bee" / f"z{number}.jpg").write_bytes(b"broken")
     with pytest.raises(SourceError, match=r"^too many bad images: 1\d of 73 so far"):
         build(source, tmp_path / "out", BuildOptions(shard_samples=1), workers=2)
-    assert not (tmp_path / "out").exists()
+    kept = len(list((tmp_path / "out").rglob("*.idx.arrow")))
+    assert kept > 0
+    report = build(source, tmp_path / "out", BuildOptions(shard_samples=1, max_bad_fraction=0.6), workers=2)
+    assert report.resumed_shards == kept
+    assert (report.num_samples, len(report.bad)) == (42, 31)
 
 
 def test_a_disk_too_full_for_the_marker_is_left_empty(
@@ -313,7 +384,7 @@ def test_a_destination_that_vanishes_is_one_sentence(source: Path, tmp_path: Pat
         shutil.rmtree(tmp_path / "out")
         return lambda samples, size_bytes: None
 
-    with pytest.raises(DestinationError, match=r"^cannot write .*/out: No such file or directory; nothing of this"):
+    with pytest.raises(DestinationError, match=r"^cannot write .*/out/train/shard-000000.tar: No such file or dir"):
         build(source, tmp_path / "out", start=start)
 
 
@@ -344,16 +415,16 @@ def test_a_failing_mount_stops_the_build_and_sets_nothing_aside(
 
 
 def test_a_dead_worker_is_one_sentence(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def tasks_that_kill(*arguments: Any) -> Iterator[Any]:
-        for task in real_tasks(*arguments):
-            yield packing.ShardTask(**{f: getattr(task, f) for f in task.__slots__} | {"table": _Killer()})
+    def task_that_kills(*arguments: Any) -> Any:
+        task = real_task(*arguments)
+        return packing.ShardTask(**{f: getattr(task, f) for f in task.__slots__} | {"table": _Killer()})
 
-    real_tasks = writing._tasks
-    monkeypatch.setattr(writing, "_tasks", tasks_that_kill)
+    real_task = writing._task
+    monkeypatch.setattr(writing, "_task", task_that_kills)
     with pytest.raises(DestinationError) as caught:
         build(source, tmp_path / "out", OPTIONS, workers=2)
     assert str(caught.value) == (
-        "a worker process of the build died; if the machine ran out of memory, run it again with fewer --workers"
+        "a worker process died; if the machine ran out of memory, run it again with fewer --workers"
     )
     assert not (tmp_path / "out").exists()
 
@@ -369,6 +440,6 @@ class _Killer:
 
 def test_claiming_twice_in_a_row_works(source: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        with claim_destination(tmp_path / "out", source) as destination:
-            assert destination.marker.exists()
+        with claim_destination(tmp_path / "out", source):
+            assert (tmp_path / "out" / ".building").exists()
         assert list((tmp_path / "out").iterdir()) == []

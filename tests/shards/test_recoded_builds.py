@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
+from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import Field
 from feeder.shards.images import MAX_PIXELS, check_image
@@ -247,7 +248,9 @@ def test_masks_follow_their_images_into_the_shard(format: str, tmp_path: Path) -
         tmp_path, [encoded(n, size=(70, 50)) for n in range(4)], [*(png(one) for one in labels), None]
     )
     name = f"shard-000000.{format}"
-    task = ShardTask(folder=str(tmp_path), name=name, format=format, table=table, max_pixels=MAX_PIXELS, images=RULES)
+    task = ShardTask(
+        folder=LocalDestination(tmp_path), name=name, format=format, table=table, max_pixels=MAX_PIXELS, images=RULES
+    )
     written = write_shard(task)
     assert written.bad == []
     columns = pa.ipc.open_file(tmp_path / index_name(name)).read_all()
@@ -265,7 +268,12 @@ def test_masks_follow_their_images_into_the_shard(format: str, tmp_path: Path) -
 def test_a_sample_whose_mask_cannot_be_decoded_is_bad(tmp_path: Path) -> None:
     table = table_with_masks(tmp_path, [encoded(n, size=(90, 90)) for n in range(2)], [half_a_png(), None])
     task = ShardTask(
-        folder=str(tmp_path), name="shard-000000.tar", format="tar", table=table, max_pixels=MAX_PIXELS, images=RULES
+        folder=LocalDestination(tmp_path),
+        name="shard-000000.tar",
+        format="tar",
+        table=table,
+        max_pixels=MAX_PIXELS,
+        images=RULES,
     )
     written = write_shard(task)
     assert [(image.source, image.cause) for image in written.bad] == [("00.jpg", "undecodable")]

@@ -1,0 +1,403 @@
+"""Adopting data where they lie: a manifest and indexes for shards that others have written, without moving a byte.
+
+What an adoption promises, in order; if the code disagrees, the code is wrong:
+
+1. *Checked first*: a source or a destination that cannot be used is refused, and nothing remains of the attempt.
+2. *Surveyed*: every shard is read once, in worker processes, in large pieces; its survey (`feeder.shards.surveys`) is
+   written into ``.adopting`` in the destination. A survey that is there already, of a shard whose size is the same, is
+   kept: so an adoption that was interrupted, at whatever moment, goes on where it was.
+3. *Complete*: a sample that has an image stands in the index in the order of its shard, also when its image cannot be
+   parsed (then of unknown format and 0×0 pixels: bad in training, and replaced there). Samples without an image are
+   left out and counted.
+4. *Committed*: indexes are written when the fields of all shards are known, manifests after them; ``.adopting`` goes.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from feeder.errors import ConfigError
+from feeder.shards.adoptable import FILES_PER_GROUP, AdoptableSplit, find_adoptable
+from feeder.shards.adopted import (
+    AdoptedField,
+    AdoptedIndex,
+    FoundFields,
+    Labels,
+    SortedLabels,
+    adopted_index,
+    column_values,
+    folder_fields,
+    mds_fields_adopted,
+    tar_fields,
+)
+from feeder.shards.destinations.local import hold_marker, share_marker
+from feeder.shards.errors import DestinationError, ShardsError, SourceError
+from feeder.shards.index import encode_index, index_name
+from feeder.shards.manifest import MANIFEST_NAME, Manifest, new_manifest, save_manifest
+from feeder.shards.mds import MdsFields, MdsShard, mds_fields, walk_mds
+from feeder.shards.shard_table import ShardRecord, segment_starts, shard_table
+from feeder.shards.sources.options import SourceOptions
+from feeder.shards.storage import flush_folder, is_remote, local_path, open_folder, staged_file
+from feeder.shards.surveys import Survey, SurveyTask, load_survey, survey
+from feeder.shards.workers import run_tasks
+
+SCRATCH_NAME = ".adopting"
+BYTES_PER_WORKER = 256 << 20  # a process takes half a second to start, in which one alone reads as much
+_LOCK_NAME = "lock"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedDataset:
+    """One dataset that was adopted: a whole one, or a split.
+
+    Attributes:
+        path: where its manifest and indexes are.
+        manifest: its manifest.
+        unreadable: samples whose image has a header that cannot be parsed.
+        dropped: samples that have no image, which were left out.
+        labels_look_sorted: labels come in runs, though the dataset is taken as shuffled.
+    """
+
+    path: Path
+    manifest: Manifest
+    unreadable: int
+    dropped: int
+    labels_look_sorted: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptReport:
+    """What an adoption did.
+
+    Attributes:
+        datasets: one entry, or one a split.
+        surveyed, kept: shards that were read now, and that an earlier run had read.
+    """
+
+    datasets: list[AdoptedDataset]
+    surveyed: int
+    kept: int
+
+
+def adopt(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    dest: str | os.PathLike[str],
+    options: SourceOptions | None = None,
+    *,
+    workers: int = 1,
+    start: Callable[[int, int], Callable[[int, int], None]] | None = None,
+) -> AdoptReport:
+    """Write manifest and indexes for data that others have written, where they lie.
+
+    Args:
+        sources: tar archives by path, URL or pattern; or one folder or URL of archives, of an MDS set, or of images;
+            see `feeder.shards.adoptable`.
+        dest: a local folder that is empty or does not exist, or the folder of the shards itself; splits go to
+            ``dest/train`` and so on.
+        options: the file of classes counts; nothing else does.
+        workers: processes that read shards; 1 reads in this process.
+        start: called with the number of shards to read and their bytes; returns what is called with numbers of shards
+            and bytes done since its last call.
+
+    Raises:
+        ConfigError: no workers.
+        SourceError: nothing to adopt, or data that cannot be adopted: cut, compressed, or of mixed fields.
+        DestinationError: the destination is not empty, in use, or cannot be written.
+        StorageError: the storage of the source answered with an error.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}, expected at least 1")
+    options = options or SourceOptions()
+    listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    splits = find_adoptable(listed, options)
+    with _claimed(dest, splits) as (path, scratch):
+        try:
+            jobs = [job for split in splits for job in _jobs(split, scratch)]
+            surveyed = _run(jobs, workers, scratch / _LOCK_NAME, start)
+            datasets = _commit(path, splits, jobs, options)
+        except ShardsError:
+            raise
+        except OSError as error:
+            raise DestinationError(
+                f"cannot write {path}: {error.strerror or error}; free space or choose another destination, and run "
+                "the command again: what was read is kept"
+            ) from error
+    return AdoptReport(datasets=datasets, surveyed=surveyed, kept=len(jobs) - surveyed)
+
+
+# Destination ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _claimed(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]) -> Iterator[tuple[Path, Path]]:
+    """Yield the destination and its folder for surveys, locked; the latter goes in the end, if all is well."""
+    text = os.fspath(dest)
+    if is_remote(text):
+        raise DestinationError(
+            f"destination {text} is a URL, expected a local folder; adopt into a local folder, then upload that"
+        )
+    path = Path(os.path.abspath(local_path(text)))
+    scratch = path / SCRATCH_NAME
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        _refuse_others(path, splits)
+        scratch.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(scratch / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DestinationError(f"cannot write {path}: {error.strerror or error}; choose another destination") from error
+    try:
+        share_marker(descriptor, path, fcntl.LOCK_EX)
+        share_marker(descriptor, path)  # the workers hold it, too
+        _refuse_others(path, splits)  # another adoption may have finished since
+        with _removed_if_empty(path, created):
+            yield path, scratch
+        shutil.rmtree(scratch)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(path: Path, created: Sequence[Path]) -> Iterator[None]:
+    """Leave nothing behind after an error, if no survey was written."""
+    try:
+        yield
+    except BaseException:
+        if {entry.name for entry in path.glob(f"{SCRATCH_NAME}/*")} <= {_LOCK_NAME}:
+            shutil.rmtree(path / SCRATCH_NAME, ignore_errors=True)
+            for folder in created:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise
+
+
+def _refuse_others(path: Path, splits: Sequence[AdoptableSplit]) -> None:
+    """Raise `DestinationError` if a destination holds anything but the shards themselves, or an earlier attempt."""
+    if path.exists() and not path.is_dir():
+        raise DestinationError(f"destination {path} is a file, expected a folder")
+    for split in splits:
+        folder = _folder(path, split)
+        if (folder / MANIFEST_NAME).exists():
+            raise DestinationError(f"destination {folder} holds a dataset already; choose another destination")
+    if path.is_dir() and not (path / SCRATCH_NAME).exists() and not any(_in_place(path, split) for split in splits):
+        for entry in sorted(path.iterdir()):
+            raise DestinationError(
+                f"destination {path} is not empty: it holds {entry.name}; choose another destination, empty the folder "
+                "yourself, or give the folder of the data itself"
+            )
+
+
+def _folder(path: Path, split: AdoptableSplit) -> Path:
+    return path / split.split if split.split else path
+
+
+def _in_place(path: Path, split: AdoptableSplit) -> bool:
+    """Say whether the manifest will stand in the folder of the shards."""
+    return not is_remote(split.root) and os.path.realpath(_folder(path, split)) == os.path.realpath(split.root)
+
+
+# Surveys -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One shard, and where its survey is."""
+
+    split: AdoptableSplit
+    number: int
+    path: Path
+    task: SurveyTask
+
+    @property
+    def where(self) -> str:
+        return open_folder(self.split.root).where(self.split.names[self.number])
+
+    def load(self) -> Survey | None:
+        return load_survey(self.path, self.task.name, self.task.size_bytes)
+
+
+def _jobs(split: AdoptableSplit, scratch: Path) -> Iterator[_Job]:
+    fields = _mds_fields(split) if split.mds else None
+    for number, (name, size_bytes) in enumerate(zip(split.names, split.sizes.tolist(), strict=True)):
+        path = scratch / f"{xxhash.xxh3_128_hexdigest(f'{split.split}/{name}'.encode())}.arrow"  # names may be long
+        task = SurveyTask(root=split.root, name=name, size_bytes=size_bytes, out=str(path))
+        if fields is not None:
+            task = dataclasses.replace(task, mds=(split.mds[number], fields))
+        if split.table is not None:
+            rows = np.arange(number * FILES_PER_GROUP, min((number + 1) * FILES_PER_GROUP, len(split.table)))
+            part = split.table.take(rows)
+            labels = part.labels.tolist() if part.labelled else []
+            task = dataclasses.replace(task, paths=list(part.stored["image"].files), labels=labels)
+        yield _Job(split=split, number=number, path=path, task=task)
+
+
+def _mds_fields(split: AdoptableSplit) -> MdsFields:
+    """Return what the columns of an MDS set become, judged by its first sample."""
+    shard: MdsShard = split.mds[0]
+    folder = open_folder(split.root)
+    where = folder.where(shard.name)
+
+    def read(offset: int, size: int) -> bytes:
+        return folder.read_ranges([(shard.name, offset, size)])[0]
+
+    try:
+        first = next(walk_mds(read, shard, where))
+    except FileNotFoundError as error:
+        raise SourceError(f"{where} is missing, but the set's index lists it; copy it again from its origin") from error
+    return mds_fields(shard, first.values, split.root)
+
+
+def _run(
+    jobs: Sequence[_Job],
+    workers: int,
+    lock: Path,
+    start: Callable[[int, int], Callable[[int, int], None]] | None,
+) -> int:
+    """Survey the shards that have no survey yet; return how many."""
+    missing = [job for job in jobs if job.load() is None]
+    size_bytes = sum(job.task.size_bytes for job in missing)
+    advance = start(len(missing), size_bytes) if start else None
+    processes = min(workers, len(missing), 1 + size_bytes // BYTES_PER_WORKER) or 1
+    hold = functools.partial(hold_marker, lock)
+    with contextlib.closing(run_tasks(survey, (job.task for job in missing), processes, hold)) as finished:
+        for task, _ in finished:
+            if advance:
+                advance(1, task.size_bytes)
+    return len(missing)
+
+
+# Indexes and manifests -----------------------------------------------------------------------------------------------
+
+
+def _commit(
+    path: Path, splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
+) -> list[AdoptedDataset]:
+    """Write the indexes of all splits, then their manifests."""
+    fields, labels = _settle(splits, jobs, options)
+    classes: tuple[str, ...] = ()
+    if any(field.name == "label" for field in fields):
+        table = splits[0].table
+        classes = table.classes if table is not None else labels.settle(splits[0].root)
+    datasets = [
+        _write_indexes(path, split, [job for job in jobs if job.split is split], fields, labels, classes)
+        for split in splits
+    ]
+    for dataset in datasets:
+        save_manifest(dataset.manifest, dataset.path)
+    return datasets
+
+
+def _settle(
+    splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
+) -> tuple[list[AdoptedField], Labels]:
+    """Return the fields that all splits have, and the labels of all shards."""
+    labels = Labels(options.classes())
+    if splits[0].table is not None:
+        return folder_fields(splits[0].table.labelled), labels
+    found = FoundFields()
+    if splits[0].mds:
+        task = jobs[0].task
+        fields = mds_fields_adopted(task.mds[1]) if task.mds else []
+    else:
+        for job in jobs:
+            found.add(_loaded(job), job.where)
+        if not found.parts:
+            raise SourceError(
+                f"there are no samples in {splits[0].root}; expected members named like 0001.jpg and 0001.cls"
+            )
+        fields = tar_fields(found)
+        if fields[0].name != "image":
+            raise SourceError(
+                f"no sample in {splits[0].root} has an image: its members end in {', '.join(sorted(found.parts))}; "
+                "expected jpg, png, webp and the like"
+            )
+    label = next((field for field in fields if field.name == "label"), None)
+    if label is not None:
+        for job in jobs:
+            labels.add(column_values(_loaded(job), label, job.where))
+    return fields, labels
+
+
+def _loaded(job: _Job) -> Survey:
+    found = job.load()
+    if found is None:
+        raise DestinationError(f"{job.path} vanished or was altered while data were adopted; run the command again")
+    return found
+
+
+def _write_indexes(
+    path: Path,
+    split: AdoptableSplit,
+    jobs: Sequence[_Job],
+    fields: Sequence[AdoptedField],
+    labels: Labels,
+    classes: tuple[str, ...],
+) -> AdoptedDataset:
+    """Write the indexes of a split; return its dataset, whose manifest is not written yet."""
+    folder = _folder(path, split)
+    order = SortedLabels()
+    records = []
+    unreadable = dropped = 0
+    for job in jobs:
+        found = _loaded(job)
+        values: dict[str, Any] = {
+            field.name: column_values(found, field, job.where) for field in fields if not field.field.stored
+        }
+        index = adopted_index(found, job.task.name, fields, values, labels)
+        unreadable += index.unreadable
+        dropped += index.dropped
+        order.add(index.labels)
+        if index.samples:
+            digest = _write_index(folder, job.task.name, index, found.digest)
+            records.append(_record(job, found, index, digest))
+    if not records:
+        raise SourceError(f"no sample in {split.root} has an image; expected members named like 0001.jpg")
+    shuffled = split.format != "folder"
+    manifest = new_manifest(
+        shards=shard_table(records),
+        fields={field.name: field.field for field in fields},
+        classes=classes,
+        split=split.split,
+        shuffled=shuffled,
+        build={"adopted": True},
+        shard_format=split.format,
+        origin=None if _in_place(path, split) else split.root,
+    )
+    return AdoptedDataset(
+        path=folder,
+        manifest=manifest,
+        unreadable=unreadable,
+        dropped=dropped,
+        labels_look_sorted=shuffled and order.look_sorted,
+    )
+
+
+def _write_index(folder: Path, shard: str, index: AdoptedIndex, shard_digest: str) -> str:
+    """Write the index of a shard; return its digest."""
+    data = encode_index(index.columns, shard_digest)
+    path = folder / index_name(shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with staged_file(path) as file:
+        file.write(data)
+    flush_folder(path.parent)
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def _record(job: _Job, found: Survey, index: AdoptedIndex, index_digest: str) -> ShardRecord:
+    return ShardRecord(
+        name=job.task.name,
+        samples=index.samples,
+        size_bytes=max(1, found.size_bytes),  # a group of empty files has none
+        digest=found.digest,
+        index_digest=index_digest,
+        dropped=index.dropped,
+        segments=() if job.task.paths else segment_starts(index.ends, found.size_bytes),
+    )

@@ -1,0 +1,519 @@
+"""Adopting data in place: the same ids, pixels and fields as a build, nothing rewritten, and what is refused."""
+
+import gzip
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feeder.shards import adopting, shard_table
+from feeder.shards.adopting import adopt
+from feeder.shards.errors import DestinationError, SourceError
+from feeder.shards.manifest import Manifest, load_manifest
+from feeder.shards.reading import open_dataset
+from feeder.shards.sources.options import SourceOptions
+from feeder.shards.verify import verify
+from feeder.shards.writing import BuildOptions, build
+from tests.images import encoded, write_image_folder
+from tests.mds_sets import write_mds
+from tests.servers.s3_server import S3Bucket
+from tests.tar_archives import add_member, write_tar
+
+
+def everything(dataset: str | Path) -> tuple[Manifest, list[bytes], list[int], list[tuple[int, int, str]]]:
+    """Return the manifest, the images, the labels and the headers of a dataset, in order."""
+    reader = open_dataset(dataset)
+    rows, images = reader.read(np.arange(reader.manifest.num_samples))
+    headers = list(zip(rows.widths.tolist(), rows.heights.tolist(), rows.formats, strict=True))
+    return reader.manifest, images, rows.labels.tolist(), headers
+
+
+def assert_same_samples(one: str | Path, other: str | Path) -> None:
+    """Compare ids, images, labels and headers of two datasets."""
+    assert everything(one)[1:] == everything(other)[1:]
+
+
+def assert_whole(dataset: str | Path) -> None:
+    """Verify a dataset to the last byte."""
+    assert verify(dataset, "full").problems == []
+
+
+def values(dataset: str | Path, field: str) -> list[Any]:
+    reader = open_dataset(dataset)
+    return reader.values(np.arange(reader.manifest.num_samples), field)
+
+
+def samples_of(folder: Path) -> list[tuple[str, bytes, int]]:
+    """Return (key, image, label) of an image folder, in order."""
+    reader = open_dataset(folder)
+    rows, images = reader.read(np.arange(reader.manifest.num_samples))
+    keys = [key.rpartition(".")[0] for key in rows.keys]
+    return list(zip(keys, images, rows.labels.tolist(), strict=True))
+
+
+def write_webdataset(folder: Path, image_folder: Path, kind: str = "gnu", per_tar: int = 10) -> Path:
+    samples = samples_of(image_folder)
+    for number, start in enumerate(range(0, len(samples), per_tar)):
+        members = [
+            member
+            for key, image, label in samples[start : start + per_tar]
+            for member in ((f"{key}.jpg", image), (f"{key}.cls", b"%d" % label))
+        ]
+        write_tar(folder / f"train-{number:06d}.tar", members, kind)
+    return folder
+
+
+@pytest.fixture
+def built(image_folder: Path, tmp_path: Path) -> Path:
+    """The image folder, built in the order of its names."""
+    build(image_folder, tmp_path / "built", BuildOptions(shuffle=False))
+    return tmp_path / "built"
+
+
+# The same samples as a build ------------------------------------------------------------------------------------------
+
+
+def test_an_image_folder_has_the_samples_of_its_build(image_folder: Path, built: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in image_folder.rglob("*.jpg")}
+    report = adopt(image_folder, tmp_path / "out")
+    assert_same_samples(tmp_path / "out", built)
+    assert_same_samples(tmp_path / "out", image_folder)
+    assert_whole(tmp_path / "out")
+    manifest = report.datasets[0].manifest
+    assert load_manifest(tmp_path / "out") == manifest
+    assert (manifest.format, manifest.origin, manifest.shuffled) == ("folder", str(image_folder), False)
+    assert manifest.classes == ("ant", "bee", "cat")
+    assert open_dataset(tmp_path / "out").describe(np.array([0])).keys == ["ant/ant-00.jpg"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["files-000000.idx.arrow", "manifest.json"]
+    assert {path: path.read_bytes() for path in image_folder.rglob("*.jpg")} == before
+
+
+@pytest.mark.parametrize("kind", ["gnu", "pax", "ustar"])
+def test_tar_archives_have_the_samples_of_the_build(kind: str, image_folder: Path, built: Path, tmp_path: Path) -> None:
+    write_webdataset(tmp_path / "tars", image_folder, kind)
+    report = adopt(str(tmp_path / "tars" / "train-{000000..000003}.tar"), tmp_path / "out")
+    assert_same_samples(tmp_path / "out", built)
+    assert_whole(tmp_path / "out")
+    manifest = report.datasets[0].manifest
+    assert (manifest.format, manifest.origin, manifest.shuffled) == ("tar", str(tmp_path / "tars"), True)
+    assert manifest.shards.names == [f"train-00000{number}.tar" for number in range(4)]
+    assert manifest.classes == ("0", "1", "2")
+    assert sorted(os.listdir(tmp_path / "tars")) == manifest.shards.names
+
+
+def test_an_mds_set_has_the_samples_of_the_build(image_folder: Path, built: Path, tmp_path: Path) -> None:
+    samples = [{"x": image, "y": label, "name": key} for key, image, label in samples_of(image_folder)]
+    write_mds(tmp_path / "mds", {"x": "jpeg", "y": "int", "name": "str"}, samples)
+    report = adopt(tmp_path / "mds", tmp_path / "out")
+    assert_same_samples(tmp_path / "out", built)
+    assert_whole(tmp_path / "out")
+    manifest = report.datasets[0].manifest
+    assert (manifest.format, manifest.origin, manifest.shuffled) == ("mds", str(tmp_path / "mds"), True)
+    assert values(tmp_path / "out", "name") == [sample["name"] for sample in samples]
+    assert open_dataset(tmp_path / "out").describe(np.array([12])).keys == ["shard-00001/000002"]
+
+
+def test_photographs_in_place_are_those_of_the_build(photos: Path, tmp_path: Path) -> None:
+    names = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:60]
+    for path in names:
+        target = tmp_path / "some" / path.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    build(tmp_path / "some", tmp_path / "built", BuildOptions(shuffle=False, shard_samples=25))
+    adopt(tmp_path / "some", tmp_path / "folder")
+    adopt(tmp_path / "built" / "shard-{000000..000002}.tar", tmp_path / "tars")
+    assert_same_samples(tmp_path / "folder", tmp_path / "built")
+    assert_same_samples(tmp_path / "tars", tmp_path / "built")
+
+
+def test_splits_become_datasets_of_one_mapping(image_folder: Path, tmp_path: Path) -> None:
+    write_webdataset(tmp_path / "wds" / "train", image_folder)
+    write_tar(tmp_path / "wds" / "val" / "0.tar", [("a.jpg", encoded(1)), ("a.cls", b"1")])
+    for split, label in (("train", 4), ("test", 2)):
+        write_mds(tmp_path / "mds" / split, {"x": "png", "y": "int8"}, [{"x": encoded(1, format="PNG"), "y": label}])
+    for split in ("train", "val"):
+        write_image_folder(tmp_path / "folder" / split, per_class=2)
+    for source, splits in (("wds", ["train", "val"]), ("mds", ["train", "test"]), ("folder", ["train", "val"])):
+        report = adopt(tmp_path / source, tmp_path / "out" / source)
+        assert [dataset.manifest.split for dataset in report.datasets] == splits
+        assert len({dataset.manifest.classes for dataset in report.datasets}) == 1
+        for split in splits:
+            assert_whole(tmp_path / "out" / source / split)
+            assert load_manifest(tmp_path / "out" / source / split).origin == str(tmp_path / source / split)
+
+
+def test_in_place_the_manifest_stands_beside_the_shards(image_folder: Path, built: Path, tmp_path: Path) -> None:
+    write_webdataset(tmp_path / "tars", image_folder)
+    assert adopt(tmp_path / "tars", tmp_path / "tars").datasets[0].manifest.origin is None
+    moved = tmp_path / "moved"
+    (tmp_path / "tars").rename(moved)
+    assert_same_samples(moved, built)
+    assert_whole(moved)
+    with pytest.raises(SourceError, match="is a dataset already: it has a manifest; open it"):
+        adopt(moved, moved)
+
+
+def test_archives_in_several_folders_keep_their_paths(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        write_tar(tmp_path / "data" / part / "0.tar", [(f"{part}.jpg", encoded(ord(part)))])
+    adopt(str(tmp_path / "data" / "{a,b}" / "0.tar"), tmp_path / "out")
+    manifest = load_manifest(tmp_path / "out")
+    assert (manifest.origin, manifest.shards.names) == (str(tmp_path / "data"), ["a/0.tar", "b/0.tar"])
+    assert everything(tmp_path / "out")[1] == [encoded(ord("a")), encoded(ord("b"))]
+    assert "label" not in manifest.fields
+    assert_whole(tmp_path / "out")
+
+
+# Fields ---------------------------------------------------------------------------------------------------------------
+
+
+def test_members_become_fields_and_may_be_absent(tmp_path: Path) -> None:
+    members = [
+        ("0001.jpg", encoded(1)),
+        ("0001.seg.png", encoded(1, format="PNG")),
+        ("0001.txt", b"an ant"),
+        ("0001.json", b'{"a": 1}'),
+        ("0002.jpg", encoded(2)),
+        ("0002.npy", b"array"),
+        ("0003.png", encoded(3, format="PNG")),
+        ("0003.cls", b"7"),
+    ]
+    write_tar(tmp_path / "a.tar", members[:4])
+    write_tar(tmp_path / "b.tar", members[4:])
+    adopt([tmp_path / "a.tar", tmp_path / "b.tar"], tmp_path / "out")
+    reader = open_dataset(tmp_path / "out")
+    ids = np.arange(3)
+    kinds = {name: field.type for name, field in reader.manifest.fields.items()}
+    assert kinds == {
+        "image": "image",
+        "label": "int64",
+        "caption": "string",
+        "json": "json",
+        "npy": "bytes",
+        "seg": "image",
+    }
+    assert reader.read(ids)[1] == [encoded(1), encoded(2), encoded(3, format="PNG")]
+    assert reader.read(ids, "seg")[1] == [encoded(1, format="PNG"), b"", b""]
+    assert reader.read(ids, "json")[1] == [b'{"a": 1}', b"", b""]
+    assert reader.read(ids, "npy")[1] == [b"", b"array", b""]
+    assert reader.values(ids, "caption") == ["an ant", None, None]
+    assert reader.describe(ids).labels.tolist() == [-1, -1, 7]
+    assert_whole(tmp_path / "out")
+
+
+def test_archives_of_img2dataset_bring_their_columns_and_statuses(tmp_path: Path) -> None:
+    for shard in range(2):
+        keys = [f"{shard:05d}{row:04d}" for row in range(5)]
+        present = keys[:3]
+        members = [
+            member
+            for key in present
+            for member in (
+                (f"{key}.jpg", encoded(int(key))),
+                (f"{key}.json", json.dumps({"key": key}).encode()),
+                (f"{key}.txt", f"caption {key}".encode()),
+            )
+        ]
+        write_tar(tmp_path / "data" / f"{shard:05d}.tar", members)
+        table = pa.table(
+            {
+                "url": [f"http://x/{key}" for key in reversed(keys)],
+                "caption": [f"caption {key}" for key in reversed(keys)],
+                "key": list(reversed(keys)),
+                "status": ["success" if key in present else "failed_to_download" for key in reversed(keys)],
+                "error_message": pa.array([None if key in present else "404" for key in reversed(keys)], pa.string()),
+                "width": pa.array([64] * 5, pa.int32()),
+                "similarity": pa.array([0.5] * 5, pa.float32()),
+                "exif": ["{}"] * 5,
+                "faces": pa.array([[1, 2]] * 5),
+                "nothing": pa.nulls(5),
+            }
+        )
+        pq.write_table(table, tmp_path / "data" / f"{shard:05d}.parquet")
+        (tmp_path / "data" / f"{shard:05d}_stats.json").write_text('{"count": 5, "successes": 3}')
+    adopt(tmp_path / "data", tmp_path / "out")
+    reader = open_dataset(tmp_path / "out")
+    ids = np.arange(6)
+    keys = reader.describe(ids).keys
+    assert keys == ["000000000", "000000001", "000000002", "000010000", "000010001", "000010002"]
+    assert reader.values(ids, "url") == [f"http://x/{key}" for key in keys]
+    assert reader.values(ids, "caption") == [f"caption {key}" for key in keys]
+    assert reader.values(ids, "status") == ["success"] * 6
+    assert reader.values(ids, "width") == [64] * 6
+    assert reader.values(ids, "similarity") == [0.5] * 6
+    assert reader.values(ids, "faces") == ["[1, 2]"] * 6
+    assert reader.values(ids, "error_message") == reader.values(ids, "nothing") == [None] * 6
+    assert_whole(tmp_path / "out")
+
+
+def test_columns_of_an_mds_set_become_fields(tmp_path: Path) -> None:
+    columns = {"image": "bytes", "label": "str", "meta": "json", "score": "float32", "raw": "pkl"}
+    samples = [
+        {"image": encoded(n), "label": "cb"[n % 2], "meta": {"n": n}, "score": n / 2, "raw": b"p" * n} for n in range(5)
+    ]
+    write_mds(tmp_path / "mds", columns, samples, per_shard=2)
+    adopt(tmp_path / "mds", tmp_path / "out")
+    reader = open_dataset(tmp_path / "out")
+    ids = np.arange(5)
+    assert reader.manifest.classes == ("b", "c")
+    assert reader.describe(ids).labels.tolist() == [1, 0, 1, 0, 1]
+    assert reader.values(ids, "score") == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [json.loads(data) for data in reader.read(ids, "meta")[1]] == [{"n": n} for n in range(5)]
+    assert reader.read(ids, "raw")[1] == [b"p" * n for n in range(5)]
+
+
+def test_classes_come_from_a_file(image_folder: Path, tmp_path: Path) -> None:
+    write_webdataset(tmp_path / "tars", image_folder)
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
+    options = SourceOptions(classes_file=str(tmp_path / "classes.txt"))
+    adopt(tmp_path / "tars", tmp_path / "out", options)
+    assert load_manifest(tmp_path / "out").classes == ("ant", "bee", "cat", "dog")
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(SourceError, match="has the label 2, but there are 2 classes, so labels go to 1"):
+        adopt(tmp_path / "tars", tmp_path / "short", options)
+
+
+def test_all_samples_with_an_image_stay_and_the_others_are_counted(tmp_path: Path) -> None:
+    members = [
+        ("0.jpg", encoded(0)),
+        ("1.jpg", b"no image at all"),
+        ("2.cls", b"1"),
+        ("3.jpg", encoded(3)[:30]),
+        ("4.jpg", b""),
+        ("5.jpg", encoded(5)),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    report = adopt(tmp_path / "a.tar", tmp_path / "out")
+    dataset = report.datasets[0]
+    assert (dataset.manifest.num_samples, dataset.unreadable, dataset.dropped) == (5, 3, 1)
+    _, images, labels, headers = everything(tmp_path / "out")
+    assert images == [encoded(0), b"no image at all", encoded(3)[:30], b"", encoded(5)]
+    assert [header for header in headers if header[2] == ""] == [(0, 0, "")] * 3
+    assert labels == [-1] * 5
+    assert_whole(tmp_path / "out")
+
+
+def test_large_shards_get_segments(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_table, "MAX_WHOLE_BYTES", 30_000)
+    monkeypatch.setattr(shard_table, "SEGMENT_BYTES", 15_000)
+    write_webdataset(tmp_path / "tars", image_folder, per_tar=36)
+    adopt(tmp_path / "tars", tmp_path / "out")
+    manifest = load_manifest(tmp_path / "out")
+    segments = manifest.segments
+    assert len(manifest.shards) == 1
+    assert len(segments) > 2
+    assert segments.samples.sum() == 36
+    assert manifest.shards.segments[0] == tuple(segments.first_rows.tolist())
+
+
+def test_labels_in_runs_are_noticed(image_folder: Path, tmp_path: Path) -> None:
+    write_webdataset(tmp_path / "sorted", image_folder)
+    assert adopt(tmp_path / "sorted", tmp_path / "a").datasets[0].labels_look_sorted
+    members = [
+        member for n in range(30) for member in ((f"{n}.jpg", encoded(0)), (f"{n}.cls", b"%d" % (n * n % 7 % 3)))
+    ]
+    write_tar(tmp_path / "mixed.tar", members)
+    assert not adopt(tmp_path / "mixed.tar", tmp_path / "b").datasets[0].labels_look_sorted
+
+
+# At scale -------------------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_any_number_of_processes_gives_the_same_bytes(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_webdataset(tmp_path / "tars", image_folder)
+    adopt(tmp_path / "tars", tmp_path / "one")
+    monkeypatch.setattr(adopting, "BYTES_PER_WORKER", 1)
+    seen: list[tuple[int, int]] = []
+
+    def start(shards: int, size_bytes: int) -> Callable[[int, int], None]:
+        seen.append((shards, size_bytes))
+        return lambda done, done_bytes: seen.append((-done, -done_bytes))
+
+    adopt(tmp_path / "tars", tmp_path / "two", workers=2, start=start)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert np.sum(seen, axis=0).tolist() == [0, 0]
+
+
+def test_an_adoption_that_stopped_goes_on_where_it_was(image_folder: Path, tmp_path: Path) -> None:
+    tars = write_webdataset(tmp_path / "tars", image_folder)
+    whole = (tars / "train-000002.tar").read_bytes()
+    adopt(tars, tmp_path / "undisturbed")
+    os.truncate(tars / "train-000002.tar", 2048)
+    with pytest.raises(SourceError, match="train-000002.tar is not a whole tar archive of 2048 bytes"):
+        adopt(tars, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == [".adopting"]
+    (tars / "train-000002.tar").write_bytes(whole)
+    report = adopt(tars, tmp_path / "out")
+    assert (report.surveyed, report.kept) == (2, 2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_shard_of_another_size_is_read_again(image_folder: Path, tmp_path: Path) -> None:
+    tars = write_webdataset(tmp_path / "tars", image_folder)
+    whole = (tars / "train-000003.tar").read_bytes()
+    (tars / "train-000003.tar").write_bytes(whole[:-10_240])
+    with pytest.raises(SourceError):
+        adopt(tars, tmp_path / "out")
+    write_tar(tars / "train-000000.tar", [("new.jpg", encoded(1)), ("new.cls", b"0")])
+    (tars / "train-000003.tar").write_bytes(whole)
+    report = adopt(tars, tmp_path / "out")
+    assert (report.surveyed, report.kept) == (2, 2)
+    assert everything(tmp_path / "out")[1][0] == encoded(1)
+    assert_whole(tmp_path / "out")
+
+
+def test_two_at_one_destination_do_not_meet(image_folder: Path, tmp_path: Path) -> None:
+    tars = write_webdataset(tmp_path / "tars", image_folder)
+
+    def start(shards: int, size_bytes: int) -> Callable[[int, int], None]:
+        with pytest.raises(DestinationError, match=f"destination {tmp_path}/out is in use by another build; wait"):
+            adopt(tars, tmp_path / "out")
+        return lambda done, done_bytes: None
+
+    adopt(tars, tmp_path / "out", start=start)
+    assert_whole(tmp_path / "out")
+
+
+def test_data_behind_a_url_are_adopted_without_a_byte_of_them_copied(
+    image_folder: Path, built: Path, tmp_path: Path, s3_bucket: S3Bucket
+) -> None:
+    import s3fs
+
+    tars = write_webdataset(tmp_path / "tars", image_folder)
+    filesystem = s3fs.S3FileSystem(**s3_bucket.storage_options)
+    filesystem.put(f"{tars}/", f"{s3_bucket.url}/data/", recursive=True)
+    samples = [{"x": image, "y": label} for _, image, label in samples_of(image_folder)]
+    mds = write_mds(tmp_path / "mds", {"x": "jpeg", "y": "int"}, samples)
+    filesystem.put(f"{mds}/", f"{s3_bucket.url}/mds/", recursive=True)
+    for number, source in enumerate(("data/train-{000000..000003}.tar", "data", "mds")):
+        dest = tmp_path / f"out-{number}"
+        report = adopt(f"{s3_bucket.url}/{source}", dest)
+        assert report.datasets[0].manifest.origin == f"{s3_bucket.url}/{source.partition('/')[0]}"
+        assert_same_samples(dest, built)
+        assert_whole(dest)
+        assert {path.suffix for path in dest.iterdir()} == {".json", ".arrow"}
+    with pytest.raises(
+        SourceError, match=r"1 of the 5 tar archives of .* are missing, such as .*/data/train-000004.tar"
+    ):
+        adopt(f"{s3_bucket.url}/data/train-{{000000..000004}}.tar", tmp_path / "gap")
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def refused(sources: Any, dest: Path, **arguments: Any) -> str:
+    """Return the sentence with which an adoption is refused, of which nothing may remain."""
+    with pytest.raises((SourceError, DestinationError)) as caught:
+        adopt(sources, dest, **arguments)
+    assert not dest.exists()
+    return str(caught.value)
+
+
+def test_archives_that_are_missing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pattern = f"{tmp_path}/a-{{0..3}}.tar"
+    assert refused(pattern, out) == f"no tar archive is at {pattern}: there is no {tmp_path}/a-0.tar; check the path"
+    write_tar(tmp_path / "a-0.tar", [("0.jpg", encoded(0))])
+    write_tar(tmp_path / "a-3.tar", [("0.jpg", encoded(0))])
+    assert refused(pattern, out) == (
+        f"2 of the 4 tar archives of {pattern} are missing, such as {tmp_path}/a-1.tar; bring them back, or leave them "
+        "out of the pattern"
+    )
+    twice = [str(tmp_path / "a-0.tar")] * 2
+    assert refused(twice, out) == f"{tmp_path}/a-0.tar is named twice; name each archive once"
+    assert refused([*twice[:1], str(tmp_path)], out) == (
+        f"{tmp_path} is no tar archive by its name; expected names that end in .tar"
+    )
+
+
+def test_an_archive_that_is_cut_names_member_and_place(tmp_path: Path) -> None:
+    image = encoded(1)
+    write_tar(tmp_path / "a.tar", [("0.jpg", image), ("1.jpg", image)])
+    os.truncate(tmp_path / "a.tar", 512 + len(image) + -len(image) % 512 + 612)
+    size = os.path.getsize(tmp_path / "a.tar")
+    sentence = refused(tmp_path / "a.tar", tmp_path / "out")
+    assert sentence == (
+        f"{tmp_path}/a.tar is not a whole tar archive of {size} bytes: the content of '1.jpg' is cut: {len(image)} "
+        f"bytes from byte {size - 100} on; copy it again from its origin"
+    )
+
+
+def test_compressed_archives(tmp_path: Path) -> None:
+    data = write_tar(tmp_path / "b" / "a.tar", [("0.jpg", encoded(0))]).read_bytes()
+    (tmp_path / "c").mkdir()
+    for name in ("b/a.tar", "c/a.tar.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(data))
+    rest = "so no sample in it can be read alone; decompress it, the images in it are compressed already"
+    assert refused(tmp_path / "b" / "a.tar", tmp_path / "out") == f"{tmp_path}/b/a.tar is compressed (gzip), {rest}"
+    for source in ("c", "c/a.tar.gz"):
+        assert refused(tmp_path / source, tmp_path / "out") == f"{tmp_path}/c/a.tar.gz is compressed, {rest}"
+
+
+def test_compressed_and_raw_mds(tmp_path: Path) -> None:
+    zipped = {"compression": "zstd", "zip_data": {"basename": "shard.00000.mds.zstd", "bytes": 7, "hashes": {}}}
+    write_mds(tmp_path / "zip", {"x": "jpeg"}, [{"x": encoded(1)}], changes=zipped)
+    write_mds(tmp_path / "pil", {"x": "pil"}, [{"x": b"\0" * 40}])
+    assert "is compressed (zstd), so no sample in it can be read alone" in refused(tmp_path / "zip", tmp_path / "out")
+    assert "are raw pixels (encoding 'pil')" in refused(tmp_path / "pil", tmp_path / "out")
+    write_mds(tmp_path / "gone", {"x": "jpeg"}, [{"x": encoded(1)}])
+    (tmp_path / "gone" / "shard.00000.mds").unlink()
+    assert refused(tmp_path / "gone", tmp_path / "out") == (
+        f"{tmp_path}/gone/shard.00000.mds is missing, but the set's index lists it; copy it again from its origin"
+    )
+
+
+def test_fields_that_do_not_go_together(tmp_path: Path) -> None:
+    for number, kind in enumerate((pa.int64(), pa.string())):
+        write_tar(tmp_path / f"{number}.tar", [("0.jpg", encoded(0))])
+        size = pa.array(["1" if number else 1], kind)
+        table = pa.table({"key": ["0"], "status": ["success"], "size": size})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    with pytest.raises(SourceError) as caught:
+        adopt(str(tmp_path / "{0,1}.tar"), tmp_path / "out")
+    assert str(caught.value) == (
+        f"the column 'size' holds string in {tmp_path}/1.tar but int64 in {tmp_path}/0.tar; adopt them as two "
+        "datasets, or write one of them again"
+    )
+
+
+def test_archives_without_images(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.txt", b"text"), ("0.cls", b"1")])
+    with pytest.raises(SourceError) as caught:
+        adopt(tmp_path / "a.tar", tmp_path / "out")
+    assert str(caught.value) == (
+        f"no sample in {tmp_path} has an image: its members end in cls, txt; expected jpg, png, webp and the like"
+    )
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        add_member(archive, "folder", kind=tarfile.DIRTYPE)
+    with pytest.raises(SourceError, match="there are no samples in .*; expected members named like 0001.jpg"):
+        adopt(tmp_path / "b.tar", tmp_path / "out2")
+
+
+def test_destinations(image_folder: Path, built: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    with pytest.raises(DestinationError) as caught:
+        adopt(image_folder, tmp_path / "full")
+    assert str(caught.value) == (
+        f"destination {tmp_path}/full is not empty: it holds mine; choose another destination, empty the folder "
+        "yourself, or give the folder of the data itself"
+    )
+    assert os.listdir(tmp_path / "full") == ["mine"]
+    with pytest.raises(DestinationError, match=f"destination {built} holds a dataset already; choose another"):
+        adopt(image_folder, built)
+    with pytest.raises(DestinationError, match="destination s3://x/y is a URL, expected a local folder"):
+        adopt(image_folder, "s3://x/y")
