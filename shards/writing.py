@@ -54,8 +54,10 @@ class BuildOptions:
         format: of the shards, one of `feeder.shards.formats.WRITTEN_FORMATS`.
         seed: of the shuffle.
         shuffle: lay the samples in random order over all shards; else in the order of the source.
+        balanced: with shuffle, let classes take turns for as long as they have samples.
         shard_bytes: the size that tar shards do not pass (bytes); other formats put the same samples into a shard.
         shard_samples: at most this many samples in a shard, if given.
+        shards: so many shards, of each split, of equally many samples, whatever their bytes; if given.
         max_pixels: images whose header names more are bad.
         images: what is done to images, and which are left out; none of it by default. Shards are cut by the sizes in
             the source, so that images that become smaller give smaller shards.
@@ -68,8 +70,10 @@ class BuildOptions:
     format: str = "tar"
     seed: int = 0
     shuffle: bool = True
+    balanced: bool = False
     shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
+    shards: int | None = None
     max_pixels: int = MAX_PIXELS
     images: ImageRules = NO_RULES
     on_error: str = "skip"
@@ -80,8 +84,11 @@ class BuildOptions:
             raise ConfigError(f"format is {self.format!r}, expected {' or '.join(map(repr, WRITTEN_FORMATS))}")
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}, expected an integer of 64 bits")
-        if self.shard_bytes < 1 or self.max_pixels < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise ConfigError("shard_bytes, shard_samples and max_pixels must be at least 1")
+        counts = (self.shard_bytes, self.max_pixels, self.shard_samples, self.shards)
+        if any(count is not None and count < 1 for count in counts):
+            raise ConfigError("shard_bytes, shard_samples, shards and max_pixels must be at least 1")
+        if self.shards is not None and self.shard_samples is not None:
+            raise ConfigError(f"shards is {self.shards} and shard_samples {self.shard_samples}; give one of the two")
         if self.on_error not in ("skip", "fail", "keep"):
             raise ConfigError(f"on_error is {self.on_error!r}, expected 'skip', 'fail' or 'keep'")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -246,6 +253,8 @@ def _plan(table: SampleTable, options: BuildOptions) -> Plan:
         seed=options.seed if options.shuffle else None,
         shard_bytes=options.shard_bytes,
         shard_samples=options.shard_samples,
+        shards=options.shards,
+        balanced=options.balanced,
     )
 
 
@@ -300,11 +309,13 @@ def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptio
         split=table.split,
         fields=table.fields,
         shard_format=options.format,
-        shuffled=options.shuffle,
-        shuffle_seed=options.seed if options.shuffle else None,
+        shuffled=options.shuffle or table.shuffled,
+        shuffle_seed=options.seed if options.shuffle else table.shuffle_seed,
         build={
             "shard_bytes": options.shard_bytes,
             "shard_samples": options.shard_samples,
+            "shards": options.shards,
+            "balanced": options.balanced,
             "max_pixels": options.max_pixels,
             "images": options.images.settings(),
         },

@@ -36,6 +36,7 @@ COMMANDS = {
     "build": ("feeder.tools.building", "write shards and a manifest from a folder of images"),
     "index": ("feeder.tools.indexing", "use tar archives, MDS sets and image folders where they lie"),
     "inspect": ("feeder.tools.inspecting", "say what is in a dataset"),
+    "convert": ("feeder.tools.converting", "write a dataset in another format, order or cut, or as Parquet"),
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),
     "show": ("feeder.tools.showing", "draw one batch as the model gets it, as a PNG contact sheet"),
