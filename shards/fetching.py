@@ -121,7 +121,7 @@ class _Column:
 
     def _where(self, row: int) -> str:
         file = self._places.file(row)
-        if is_remote(file):
+        if is_remote(file) or os.path.isabs(file):
             return file
         return f"{self._root}/{file}" if is_remote(self._root) else os.path.join(self._root, file)
 

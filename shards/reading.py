@@ -7,7 +7,6 @@ CRC-32C.
 """
 
 import contextlib
-import mmap
 import os
 import resource
 import threading
@@ -17,7 +16,6 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
 from feeder.shards.errors import ManifestError, ShardError
@@ -25,13 +23,30 @@ from feeder.shards.fields import ABSENT
 from feeder.shards.folder import FolderReader
 from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.images import FORMAT_NAMES
-from feeder.shards.index import ShardIndex, StoredColumns, index_name, open_index
+from feeder.shards.index import ShardIndex, StoredColumns, index_name
+from feeder.shards.loading import (
+    check_size,
+    compare_size,
+    find_datasets,
+    load_column,
+    load_index,
+    missing,
+    open_local,
+)
 from feeder.shards.manifest import MANIFEST_NAME, Manifest, locate_manifest, read_manifest
 from feeder.shards.rows import Reader, Rows, checked_ids, no_such_field
 from feeder.shards.storage import Folder, LocalFolder, open_folder, read_regular_file, unreadable
-from feeder.shards.table import SPLITS
 
-__all__ = ["Reader", "Rows", "ShardReader", "open_dataset"]
+__all__ = [
+    "Reader",
+    "Rows",
+    "ShardReader",
+    "check_size",
+    "find_datasets",
+    "load_column",
+    "load_index",
+    "open_dataset",
+]
 
 _MAX_OPEN_SHARDS = 512  # two descriptors and about 100 kB of mapped index each
 _DESCRIPTOR_SHARE = 8  # open shards take at most 2/8 of the descriptors a process may have: the rest is not ours
@@ -75,22 +90,6 @@ def _first_shard(folder: str) -> str | None:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         return next((entry.name for entry in entries if entry.name.endswith(index_name(""))), None)
     return None
-
-
-def find_datasets(source: str | os.PathLike[str]) -> list[str]:
-    """Return the folders or URLs of the datasets at a place: itself, or its splits; empty when there is none."""
-    folder, name = locate_manifest(source)
-    if name != MANIFEST_NAME:
-        return [folder.where(name)]
-    names = [split for split in ("", *SPLITS) if _exists(folder, os.path.join(split, MANIFEST_NAME))]
-    return [folder.where(name) if name else folder.url for name in names]
-
-
-def _exists(folder: Folder, name: str) -> bool:
-    try:
-        return folder.size(name) >= 0
-    except FileNotFoundError:
-        return False
 
 
 class ShardReader:
@@ -167,7 +166,7 @@ class ShardReader:
         try:
             found = self._open.data.read_ranges(ranges)
         except FileNotFoundError as error:
-            raise _missing("shard", str(error.filename or self.url)) from error
+            raise missing("shard", str(error.filename or self.url)) from error
         for place, image in zip(present, found, strict=True):
             shard, row = places[place]
             shard.check(row, shard.stored(field), image)
@@ -264,7 +263,7 @@ class OpenFiles(OpenShard):
         try:
             image = read_regular_file(path)
         except FileNotFoundError as error:
-            raise _missing("file", path) from error
+            raise missing("file", path) from error
         except OSError as error:
             raise unreadable(path, error) from error
         if len(image) != stored.sizes[row] or google_crc32c.value(image) != stored.crcs[row]:
@@ -326,99 +325,14 @@ class _OpenShards:
         descriptor = -1
         try:
             if isinstance(self.data, LocalFolder):
-                descriptor = _open_local(where)
-                _compare_size(where, os.fstat(descriptor).st_size, self._manifest, number)
+                descriptor = open_local(where)
+                compare_size(where, os.fstat(descriptor).st_size, self._manifest, number)
             else:
                 check_size(self.data, self._manifest, number)
             return OpenShard(name, where, load_index(self._folder, self._manifest, number), descriptor)
         except FileNotFoundError as error:
-            raise _missing("shard", where) from error
+            raise missing("shard", where) from error
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)
             raise
-
-
-def check_size(folder: Folder, manifest: Manifest, number: int) -> None:
-    """Raise `ShardError` if a shard is missing or has not the size that the manifest says."""
-    name = manifest.shards.names[number]
-    try:
-        _compare_size(folder.where(name), folder.size(name), manifest, number)
-    except FileNotFoundError as error:
-        raise _missing("shard", folder.where(name)) from error
-
-
-def _compare_size(where: str, size: int, manifest: Manifest, number: int) -> None:
-    if size != (expected := int(manifest.shards.size_bytes[number])):
-        raise ShardError(
-            f"shard {where} has {size} bytes, but the manifest says {expected}; copy it again from the dataset's origin"
-        )
-
-
-def load_index(folder: Folder, manifest: Manifest, number: int) -> ShardIndex:
-    """Return the index of a shard, mapped if local; `ShardError` if it is missing, cut, altered or of another shard."""
-    table = manifest.shards
-    name = table.index(number)
-    try:
-        buffer = _map(folder.where(name)) if isinstance(folder, LocalFolder) else folder.read(name)
-    except FileNotFoundError as error:
-        raise _missing("index", folder.where(name)) from error
-    return open_index(
-        buffer,
-        folder.where(name),
-        samples=int(table.samples[number]),
-        shard_digest=table.digests[number],
-        index_digest=table.index_digests[number],
-    )
-
-
-def load_column(folder: Folder, manifest: Manifest, field: str) -> pa.ChunkedArray:
-    """Return the consolidated column of a field, mapped if local; `ShardError` if it is missing, cut or altered."""
-    column = manifest.columns[field]
-    where = folder.where(column.file)
-    try:
-        buffer = _map(where) if isinstance(folder, LocalFolder) else folder.read(column.file)
-    except FileNotFoundError as error:
-        raise _missing("column", where) from error
-    if xxhash.xxh3_128_hexdigest(buffer) != column.digest:
-        raise ShardError(
-            f"column {where} was cut or altered: its {len(memoryview(buffer))} bytes do not have the manifest's "
-            "digest; copy it again from the dataset's origin"
-        )
-    with pa.ipc.open_file(pa.py_buffer(buffer)) as reader:
-        values = reader.read_all().column(0)
-    if len(values) != manifest.num_samples:
-        raise ShardError(
-            f"column {where} holds {len(values)} values, but the manifest says {manifest.num_samples} samples; copy it "
-            "again from the dataset's origin"
-        )
-    return values
-
-
-def _open_local(path: str) -> int:
-    """Return a descriptor of a local file."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _map(path: str) -> Any:
-    """Return a read-only mapping of a local file; all processes of a machine share its pages.
-
-    If somebody cuts the file later, touching the mapping is SIGBUS. Shards are immutable, and their indexes small and
-    whole when opened: that risk is taken. Images are not mapped.
-    """
-    descriptor = _open_local(path)
-    try:
-        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) if os.fstat(descriptor).st_size else b""
-    except OSError as error:
-        raise unreadable(path, error) from error
-    finally:
-        os.close(descriptor)
-
-
-def _missing(what: str, where: str) -> ShardError:
-    return ShardError(f"{what} {where} is missing, but the manifest lists it; copy it again from the dataset's origin")

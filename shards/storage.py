@@ -135,11 +135,13 @@ def read_url_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
 
 def _cat_ranges(filesystem: Any, ranges: Sequence[tuple[str, int, int]], where: str) -> list[bytes]:
     """Return the bytes of (URL, offset, size); one call, so that asynchronous file systems fetch all at once."""
-    urls = [url for url, _, _ in ranges]
-    starts = [offset for _, offset, _ in ranges]
-    ends = [offset + size for _, offset, size in ranges]
+    asked = [one for one in ranges if one[2]]  # a range without bytes is an error of some storages
+    urls = [url for url, _, _ in asked]
+    starts = [offset for _, offset, _ in asked]
+    ends = [offset + size for _, offset, size in asked]
     with _mapped_errors(where if len(ranges) == 1 else f"{len(ranges)} ranges of {where}"):
-        return [bytes(data) for data in filesystem.cat_ranges(urls, starts, ends, on_error="raise")]
+        got = iter(filesystem.cat_ranges(urls, starts, ends, on_error="raise"))
+    return [bytes(next(got)) if size else b"" for _, _, size in ranges]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feeder.errors import FeederError
+from feeder.shards.errors import SourceError
+from feeder.shards.names import readable
 from feeder.shards.storage import RemoteFolder, is_remote, local_path, unreadable
 from feeder.shards.table import UNREADABLE
 
@@ -23,7 +25,7 @@ _REQUESTS = 32  # in flight
 
 def joined(root: str, path: str) -> str:
     """Return where a path leads from a root: both may be local or URLs."""
-    if is_remote(path):
+    if is_remote(path) or os.path.isabs(path):
         return path
     if path.startswith("file://"):
         return local_path(path)
@@ -95,7 +97,7 @@ def _sizes_in(folder: str, names: Iterable[str]) -> dict[str, int]:
 
 
 def _last(entry: dict[str, Any]) -> str:
-    return str(entry["name"]).rpartition("/")[2]
+    return str(entry["name"]).rstrip("/").rpartition("/")[2]
 
 
 def _info(filesystem: Any, url: str) -> dict[str, Any] | None:
@@ -127,6 +129,57 @@ def find_remote(url: str) -> dict[str, int]:
         if inner and entry["type"] == "file" and not any(part.startswith(".") for part in inner.split("/")):
             sizes[inner] = UNREADABLE if entry["size"] is None else int(entry["size"])
     return sizes
+
+
+def find_local(root: str) -> list[str]:
+    """Return the relative path of every file below a local folder; hidden ones do not count.
+
+    Raises:
+        SourceError: there is no such folder.
+        StorageError: a folder cannot be listed.
+    """
+    if not os.path.isdir(root):
+        raise SourceError(f"no such source: {readable(root)}; check the path")
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(readable(str(error.filename)), error) from error
+
+    found = []
+    for folder, inner, names in os.walk(root, onerror=refuse, followlinks=False):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        inside = os.path.relpath(folder, root)
+        found += [os.path.normpath(f"{inside}/{name}") for name in names if not name.startswith(".")]
+    return found
+
+
+def entries(folder: str) -> tuple[list[str], list[str]]:
+    """Return the names of the files and of the folders in a folder, local or remote, without hidden ones.
+
+    A folder that does not exist is empty.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    files: list[str] = []
+    folders: list[str] = []
+    try:
+        if is_remote(folder):
+            filesystem = RemoteFolder(folder).filesystem()
+            for entry in filesystem.ls(folder, detail=True):
+                (folders if entry["type"] == "directory" else files).append(_last(entry))
+        else:
+            with os.scandir(folder) as scan:
+                for item in scan:
+                    (folders if item.is_dir() else files).append(item.name)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except FeederError:
+        raise
+    except Exception as error:
+        raise unreadable(readable(folder), error) from error
+    return [name for name in files if name[:1] not in ("", ".")], [
+        name for name in folders if name[:1] not in ("", ".")
+    ]
 
 
 def is_file(where: str) -> bool:

@@ -57,7 +57,7 @@ def scan_list(source: str, options: SourceOptions) -> list[SampleTable]:
     labels, classes = list_labels(listed, roles.label, options.classes(), where)
     if roles.label is not None:
         fields["label"] = LABEL
-    stored = {"image": Places(files=names, sizes=file_sizes(root, names))}
+    stored = {"image": _places(text_column(listed, roles.image, where), root)}
     further = {name: listed.column(name) for name in roles.further}
     for field, column in {**roles.images, **_image_columns(further, root)}.items():
         further.pop(column, None)
@@ -108,7 +108,8 @@ def list_labels(
 
 def _places(files: pa.ChunkedArray, root: str) -> Places:
     return Places(
-        files=PathTable(text or "" for text in texts(files)), sizes=file_sizes(root, texts(files), absent=ABSENT)
+        files=PathTable(local_path(text or "") for text in texts(files)),
+        sizes=file_sizes(root, texts(files), absent=ABSENT),
     )
 
 

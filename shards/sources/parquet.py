@@ -169,8 +169,8 @@ def _stored_columns(
             stored[field] = (name, Field(type="image") if is_image else Field(type="bytes", extension=field.lower()))
     if strangers := [name for name, _ in stored.values() if name not in binary]:
         raise SourceError(
-            f"the column {strangers[0]!r} of {readable(where)} holds {schema.field(strangers[0]).type}, expected images "
-            "as struct<bytes, path> or bytes"
+            f"the column {strangers[0]!r} of {readable(where)} holds {schema.field(strangers[0]).type}, expected "
+            "images as struct<bytes, path> or bytes"
         )
     return dataclasses.replace(roles, further=tuple(name for name in roles.further if name not in binary)), stored
 
