@@ -12,9 +12,7 @@ from feeder.resources import usable_cores
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.parquet_export import FILE_BYTES, ParquetReport, export_parquet
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
-from feeder.shards.sources.dataset import scan_dataset
-from feeder.shards.sources.options import SourceOptions
-from feeder.shards.splitting import split_by_hash
+from feeder.shards.sources import SourceOptions, open_source
 from feeder.shards.writing import BuildOptions, BuildReport, build_tables
 from feeder.tools import console
 from feeder.tools.building import print_report, report_document, size_bytes
@@ -43,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_ORDERS,
         help="keep the samples' order, shuffle them, or let classes take turns in random order (keep)",
     )
-    parser.add_argument("--shuffle-seed", type=int, metavar="N", help="of the random order; alone, it means --order shuffle (0)")
+    parser.add_argument(
+        "--shuffle-seed", type=int, metavar="N", help="of the random order; alone, it means --order shuffle (0)"
+    )
     parser.add_argument(
         "--split-by-hash",
         type=fractions,
@@ -88,7 +88,7 @@ def _convert(args: argparse.Namespace) -> BuildReport:
         shards=args.shards,
         on_error="keep",
     )
-    tables = split_by_hash(scan_dataset(args.source, SourceOptions()), args.split_by_hash or {})
+    tables = open_source(args.source, SourceOptions(kind="dataset", split_by_hash=args.split_by_hash or {}))
     workers = args.workers if args.workers is not None else usable_cores()
     with ExitStack() as stack:
 

@@ -18,7 +18,8 @@ from feeder.shards.errors import DestinationError, ShardError
 from feeder.shards.fields import ABSENT, Field
 from feeder.shards.names import PathTable
 from feeder.shards.parquet_export import export_parquet
-from feeder.shards.reading import open_dataset
+from feeder.shards.reading import find_datasets, open_dataset
+from feeder.shards.sources import open_source
 from feeder.shards.sources.lists import scan_list
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.table import Places
@@ -112,6 +113,22 @@ def test_datasets_decodes_images_and_knows_the_classes(dataset: Path, tmp_path: 
     for sample, image in zip(found, images, strict=True):
         assert (np.asarray(sample["image"]) == np.asarray(Image.open(io.BytesIO(image)))).all()
     assert found[0]["mask"].mode == "L"
+
+
+def test_a_build_from_an_export_gives_the_same_samples(dataset: Path, tmp_path: Path) -> None:
+    export_parquet(dataset, tmp_path / "out", file_bytes=10_000)
+    tables = open_source(str(tmp_path / "out"), SourceOptions(), spool=tmp_path / "spool")
+    build_tables(tables, tmp_path / "back", BuildOptions(shuffle=False))
+    (back,) = find_datasets(tmp_path / "back")
+    before, after = open_dataset(dataset), open_dataset(back)
+    ids = np.arange(12)
+    assert after.manifest.classes == before.manifest.classes
+    assert after.describe(ids).keys == before.describe(ids).keys
+    assert after.describe(ids).labels.tolist() == before.describe(ids).labels.tolist()
+    for name in ("image", "mask", "raw"):
+        assert after.read(ids, name)[1] == before.read(ids, name)[1]
+    for name in ("caption", "count", "p", "flag"):
+        assert after.values(ids, name) == before.values(ids, name)
 
 
 def test_splits_become_files_that_datasets_tells_apart(tmp_path: Path) -> None:

@@ -120,9 +120,7 @@ def test_splits_stay(tmp_path: Path) -> None:
         assert before.describe(ids).keys == after.describe(ids).keys
 
 
-def test_an_altered_image_is_not_carried_on(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_altered_image_is_not_carried_on(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (image,) = open_dataset(dataset).read(np.array([15]))[1]
     shard = dataset / "shard-000001.tar"
     data = bytearray(shard.read_bytes())
@@ -134,6 +132,20 @@ def test_an_altered_image_is_not_carried_on(
     assert f"{shard} was altered at offset {offset}: CRC-32C " in said
     assert "run 'feeder verify --level full' on the dataset" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_adopted_archives_become_shards_with_the_same_samples(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    for path in dataset.glob("*.tar"):
+        shutil.copy(path, tmp_path / "tars")
+    assert main(["index", str(tmp_path / "tars"), str(tmp_path / "adopted"), "--quiet"]) == 0
+    convert(tmp_path / "adopted", tmp_path / "out", "--format", "arrow")
+    before, after = (open_dataset(tmp_path / name) for name in ("adopted", "out"))
+    ids = np.arange(40)
+    assert after.describe(ids).keys == before.describe(ids).keys == list(content(dataset))
+    assert after.describe(ids).labels.tolist() == before.describe(ids).labels.tolist()
+    for name in ("image", "mask"):
+        assert after.read(ids, name)[1] == before.read(ids, name)[1]
 
 
 def test_parquet_holds_every_sample(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,12 +168,14 @@ def test_parquet_holds_every_sample(dataset: Path, tmp_path: Path, capsys: pytes
         ),
         (
             ["--to", "parquet", "--shards", "2"],
-            "feeder: --shards does not go with --to parquet, which keeps order and splits; convert first, then export\n",
+            "feeder: --shards does not go with --to parquet, which keeps order and splits; convert first, then export"
+            "\n",
         ),
         (["--shards", "2", "--shard-samples", "3"], "feeder: shards is 2 and shard_samples 3; give one of the two\n"),
         (
             ["--split-by-hash", "val"],
-            "feeder: argument --split-by-hash: 'val' is not of the form val=0.02,test=0.1 (see 'feeder convert --help')\n",
+            "feeder: argument --split-by-hash: 'val' is not of the form val=0.02,test=0.1 (see 'feeder convert --help')"
+            "\n",
         ),
     ],
 )
