@@ -164,18 +164,16 @@ def test_parquet_holds_every_sample(dataset: Path, tmp_path: Path, capsys: pytes
     [
         (
             ["--order", "keep", "--shuffle-seed", "1"],
-            "feeder: --order keep and --shuffle-seed contradict each other; give one of them\n",
+            "--order keep and --shuffle-seed contradict each other; give one of them",
         ),
         (
             ["--to", "parquet", "--shards", "2"],
-            "feeder: --shards does not go with --to parquet, which keeps order and splits; convert first, then export"
-            "\n",
+            "--shards does not go with --to parquet, which keeps order and splits; convert first, then export",
         ),
-        (["--shards", "2", "--shard-samples", "3"], "feeder: shards is 2 and shard_samples 3; give one of the two\n"),
+        (["--shards", "2", "--shard-samples", "3"], "shards is 2 and shard_samples 3; give one of the two"),
         (
             ["--split-by-hash", "val"],
-            "feeder: argument --split-by-hash: 'val' is not of the form val=0.02,test=0.1 (see 'feeder convert --help')"
-            "\n",
+            "argument --split-by-hash: 'val' is not of the form val=0.02,test=0.1 (see 'feeder convert --help')",
         ),
     ],
 )
@@ -183,5 +181,5 @@ def test_what_cannot_be_meant_is_refused(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
     assert main(["convert", str(dataset), str(tmp_path / "out"), *arguments]) == 2
-    assert capsys.readouterr().err == sentence
+    assert capsys.readouterr().err == f"feeder: {sentence}\n"
     assert not (tmp_path / "out").exists()
