@@ -22,14 +22,14 @@ what is no number) gets ``_`` behind it.
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import RESERVED, Field
 from feeder.shards.images import FILE_EXTENSIONS
+from feeder.shards.names import PathTable, readable
 
 IMAGE_ORDER = ("jpg", "jpeg", "jpe", "jfif", "webp", "png", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "pbm")
 LABELS = ("cls", "class")  # the first that samples have
@@ -38,7 +38,7 @@ STRINGS = {"txt": "caption", "text": "text", "caption": "caption", "transcript":
 DOCUMENTS = frozenset({"json", "jsn"})
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
-_MAX_TEXT_SHOWN = 40
+_MAX_SHOWN = 40  # bytes of a content, in a message
 
 ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 
@@ -148,31 +148,38 @@ def _refuse_two_in_one(
         )
 
 
-def member_values(field: MemberField, contents: Mapping[str, pa.Array], where: str, keys: Any) -> pa.Array:
-    """Return the values of a column field that members hold: a pyarrow array of its type, null where absent.
+def member_values(
+    field: MemberField, contents: Mapping[str, pa.Array], where: str, keys: Sequence[str] | PathTable
+) -> pa.Array:
+    """Return the values of a column field in the n samples of an archive: an array of its type, null where absent.
 
     Args:
         field: of type int64 or string.
-        contents: of its extensions, large_binary[n] each.
-        where, keys: the archive and its keys, for messages.
+        contents: of its extensions (`is_value`), as in `feeder.shards.members.TarSamples`: large_binary[n] each.
+        where: the archive, for messages.
+        keys: of the samples.
 
     Raises:
-        SourceError: a member is no number, or no text in UTF-8.
+        SourceError: a member is no integer of 64 bits, or no text in UTF-8.
     """
-    arrays = [contents[extension] for extension in field.extensions if extension in contents]
-    values = []
-    for row, datas in enumerate(zip(*(array.to_pylist() for array in arrays), strict=True)):
-        data = next((data for data in datas if data is not None), None)
-        try:
-            values.append(None if data is None else int(data) if field.field.type == "int64" else data.decode())
-        except ValueError:
-            expected = "an integer" if field.field.type == "int64" else "text in UTF-8"
-            shown = data[:_MAX_TEXT_SHOWN] if data else b""
-            raise SourceError(
-                f"the member {field.extensions[0]!r} of {keys[row]!r} in {where} holds {shown!r}, expected {expected}; "
-                "pack it again, or under another extension"
-            ) from None
-    try:
-        return pa.array(values, ARROW_TYPES[field.field.type])
-    except OverflowError:
-        raise SourceError(f"a member {field.extensions[0]!r} in {where} holds an integer beyond 64 bits") from None
+    kind = field.field.type
+    values: list[int | str | None] = [None] * len(keys)
+    for extension in field.extensions:
+        for row, data in enumerate(contents[extension].to_pylist() if extension in contents else ()):
+            if data is not None:
+                try:
+                    values[row] = _integer(data) if kind == "int64" else data.decode()
+                except ValueError:
+                    expected = "an integer of 64 bits" if kind == "int64" else "text in UTF-8"
+                    raise SourceError(
+                        f"{readable(keys[row])}.{extension} in {readable(where)} holds "
+                        f"{data[:_MAX_SHOWN]!r}, expected {expected}; pack it again, or under another extension"
+                    ) from None
+    return pa.array(values, ARROW_TYPES[kind])
+
+
+def _integer(data: bytes) -> int:
+    number = int(data)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError
+    return number

@@ -79,9 +79,9 @@ def _find_remote(wanted: dict[str, dict[str, list[int]]], found: NDArray[np.int6
 
 def _sizes_in(folder: str, names: Iterable[str]) -> dict[str, int]:
     """Return the sizes of those files of a remote folder that exist."""
-    filesystem = RemoteFolder(folder).filesystem()
     names = list(names)
     try:
+        filesystem = RemoteFolder(folder).filesystem()
         if len(names) < _LISTED_FROM:
             entries = [entry for name in names if (entry := _info(filesystem, f"{folder}/{name}"))]
         else:
@@ -115,12 +115,14 @@ def find_remote(url: str) -> dict[str, int]:
     """
     import fsspec
 
-    filesystem = RemoteFolder(url).filesystem()
-    root = fsspec.core.url_to_fs(url)[1].rstrip("/") + "/"
     try:
+        filesystem = RemoteFolder(url).filesystem()
+        root = fsspec.core.url_to_fs(url)[1].rstrip("/") + "/"
         entries = filesystem.find(root, detail=True)
     except FileNotFoundError:
         return {}
+    except FeederError:
+        raise
     except Exception as error:
         raise unreadable(url, error) from error
     sizes = {}

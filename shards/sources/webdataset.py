@@ -185,7 +185,7 @@ def _places(field: MemberField, archives: Sequence[TarSamples], numbers: NDArray
 
 def _values(field: MemberField, archives: Sequence[TarSamples]) -> pa.Array:
     """Return the values of a field in all samples."""
-    chunks = [member_values(field, archive) for archive in archives]
+    chunks = [member_values(field, archive.contents, archive.where, archive.keys) for archive in archives]
     return combined(pa.chunked_array(chunks))
 
 

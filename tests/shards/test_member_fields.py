@@ -80,9 +80,9 @@ def test_values_of_members(tmp_path: Path) -> None:
         next(field for field in member_fields(samples.extensions) if field.name == name)
         for name in ("caption", "label")
     )
-    assert member_values(label, samples).to_pylist() == [7, -1, None]
-    assert member_values(caption, samples).to_pylist() == ["é", None, ""]
-    assert member_values(caption, samples).type == pa.string()
+    assert member_values(label, samples.contents, samples.where, samples.keys).to_pylist() == [7, -1, None]
+    assert member_values(caption, samples.contents, samples.where, samples.keys).to_pylist() == ["é", None, ""]
+    assert member_values(caption, samples.contents, samples.where, samples.keys).type == pa.string()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_values_that_are_none(tmp_path: Path, content: bytes, extension: str, ex
     samples = walk_samples(str(path), wanted=is_value)
     (field,) = member_fields(samples.extensions)
     with pytest.raises(SourceError) as caught:
-        member_values(field, samples)
+        member_values(field, samples.contents, samples.where, samples.keys)
     assert str(caught.value) == (
         f"k/1.{extension} in {path} holds {content!r}, expected {expected}; pack it again, or under another extension"
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeder.shards.errors import SourceError
+from feeder.shards.errors import SourceError, StorageError
 from feeder.shards.fetching import fetch
 from feeder.shards.fields import ABSENT, LABEL, Field
 from feeder.shards.names import KEY
@@ -273,6 +273,14 @@ def test_sentences_about_options(root: Path) -> None:
     )
 
 
+def test_a_protocol_that_nobody_knows(root: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        scan(root / "l.csv", "path\nodd://x/1.jpg\n")
+    assert str(caught.value) == (
+        "cannot read odd://x: Protocol not known: odd; check the path, its permissions and the storage behind it"
+    )
+
+
 def test_values_of_different_types_are_refused(root: Path) -> None:
     with pytest.raises(SourceError, match="l.jsonl has values of different types under one name"):
         scan(root / "l.jsonl", '{"path": "a.jpg", "n": 1}\n{"path": "c.jpg", "n": "x"}\n')
@@ -282,7 +290,14 @@ NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(NAMES, min_size=1, max_size=3).map("/".join), min_size=1, max_size=10, unique=True))
+@given(
+    st.lists(
+        st.lists(NAMES, min_size=1, max_size=3).map("/".join).filter(lambda path: "://" not in path),
+        min_size=1,
+        max_size=10,
+        unique=True,
+    )
+)
 def test_any_path_has_a_key(tmp_path_factory: pytest.TempPathFactory, paths: list[str]) -> None:
     folder = tmp_path_factory.mktemp("any")
     pq.write_table(pa.table({"path": paths}), folder / "l.parquet")
