@@ -172,8 +172,8 @@ def build(
         dest: a folder, local or a URL of fsspec, that is empty or does not exist, or in which the same build was
             interrupted; splits go to ``dest/train`` and so on.
         options: what decides the bytes, and what to do with bad images.
-        workers: at most this many processes write shards, one for every few shards (`SHARDS_PER_WORKER`); 1 writes in
-            this process. The bytes are the same for any number.
+        workers: at most this many processes write shards, one for every few shards (`SHARDS_PER_WORKER`) or, where
+            images are encoded anew, for every shard; 1 writes in this process. The bytes are the same for any number.
         start: called with the number of samples to be written once it is known; returns what takes the progress.
         restart: discard what an interrupted build has written, whatever it was.
 
@@ -274,7 +274,7 @@ def _write_split(
     for shard in shards.values():
         limit.count(table, shard.bad)
     missing = len(plan) - len(shards)
-    processes = min(workers, max(1, missing // SHARDS_PER_WORKER))
+    processes = min(workers, max(1, missing // (1 if options.images.rewrites else SHARDS_PER_WORKER)))
     tasks = (
         _task(claim.folder, name, table.take(rows), options)
         for name, rows in zip(names, plan, strict=True)
