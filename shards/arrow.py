@@ -18,24 +18,30 @@ The bytes come last, so that those of one field in a record batch lie side by si
 each one is, and it is read like one in a tar shard, without Arrow.
 """
 
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from feeder.errors import FeederError
 from feeder.shards.errors import ShardError
 from feeder.shards.fields import ABSENT, Field
 from feeder.shards.images import FORMATS, UNKNOWN_FORMAT
 from feeder.shards.index import ShardIndex, column_type
 from feeder.shards.index import index_columns as arranged
 from feeder.shards.samples import DigestedFile, PlaceColumns, Sample
+from feeder.shards.sequential import SequentialShard
 
 ROWS_A_BATCH = 16  # ARCHITECTURE.md, "Arrow shards", says what was measured
 _BYTES_A_BATCH = 64 << 20  # of stored fields: a batch is put together in memory
 _ALIGNMENT = 8  # bytes: of the buffers of a batch, as pyarrow writes them
 _VERSION = "1"
+_MAGIC = b"ARROW1\0\0"  # begins an Arrow IPC file; what follows is a stream, and then the footer
+_FOOTER_END = 10  # bytes that end the file: the length of the footer, and the magic once more
 
 
 def _schema(fields: Mapping[str, Field]) -> pa.Schema:
@@ -146,27 +152,83 @@ def _padded(size: int) -> int:
     return size + -size % _ALIGNMENT
 
 
-def index_columns(data: bytes, fields: Mapping[str, Field], where: str) -> dict[str, pa.Array]:
-    """Return the columns of the index of an Arrow shard, in their order, read from the shard itself.
+class _Stream(io.RawIOBase):
+    """A shard read onwards, for pyarrow; it remembers its last read, in which the buffers of a batch lie."""
+
+    def __init__(self, shard: SequentialShard) -> None:
+        super().__init__()
+        self._shard = shard
+        self._position = len(_MAGIC)
+        self.last = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = self._shard.size_bytes - self._position
+        wanted = rest if size is None or size < 0 else min(size, rest)  # a damaged length must not ask for memory
+        self.last = self._shard.read(self._position, wanted)
+        self._position += len(self.last)
+        return self.last
+
+    def tell(self) -> int:
+        return self._position
+
+    def offset(self, buffer: pa.Buffer) -> int:
+        """Return where in the shard a buffer starts that lies in the last read."""
+        return int(buffer.address) - int(pa.py_buffer(self.last).address) + self._position - len(self.last)
+
+
+def index_batches(shard: SequentialShard, fields: Mapping[str, Field]) -> Iterator[dict[str, pa.Array]]:
+    """Yield the columns of the index of an Arrow shard, in their order, one record batch of the shard at a time.
+
+    The shard is read onwards, without its footer: of one that is cut, the batches before the cut are yielded.
 
     Raises:
         ShardError: the shard is cut, damaged, or not one that a build writes.
     """
-    buffer = pa.py_buffer(data)
     try:
-        with pa.ipc.open_file(buffer) as reader:
-            table = reader.read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise ShardError(f"{where} is not a whole Arrow file ({error}); copy it again from its origin") from error
-    if not table.schema.equals(_schema(fields)):
-        names = ", ".join(map(repr, table.schema.names))
-        raise ShardError(f"{where} has the columns {names}, which are not those of a shard; build it again")
-    columns: dict[str, Any] = {
-        name: table.column(name).combine_chunks() for name in table.schema.names if name not in _stored(fields)
-    }
-    for name in _stored(fields):
-        columns |= _places(table.column(name), buffer.address, name)
+        stream = _Stream(shard)
+        if shard.read(0, len(_MAGIC)) != _MAGIC:
+            raise pa.ArrowInvalid("it does not begin as one does")
+        with pa.ipc.open_stream(pa.PythonFile(stream, mode="r")) as reader:
+            if not reader.schema.equals(_schema(fields)):
+                names = ", ".join(map(repr, reader.schema.names))
+                raise ShardError(
+                    f"{shard.where} has the columns {names}, which are not those of a shard; build it again"
+                )
+            for batch in reader:
+                batch.validate(full=True)
+                yield _batch_columns(batch, fields, stream)
+        _check_footer(shard, stream.tell())
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, FeederError):
+            raise
+        raise ShardError(f"{shard.where} is not a whole Arrow file ({error}); copy it again from its origin") from error
+
+
+def _check_footer(shard: SequentialShard, start: int) -> None:
+    """Raise `ValueError` unless a footer begins at an offset and fills the rest of the file."""
+    footer = shard.read(start, max(0, shard.size_bytes - start))
+    length = int.from_bytes(footer[-_FOOTER_END : -_FOOTER_END + 4], "little")
+    if not footer.endswith(_MAGIC.rstrip(b"\0")) or length != len(footer) - _FOOTER_END:
+        raise ValueError(f"no footer stands from byte {start} to its end")
+
+
+def index_columns(shard: SequentialShard, fields: Mapping[str, Field]) -> dict[str, pa.Array]:
+    """Return the columns of the index of an Arrow shard, in their order; errors as in `index_batches`."""
+    batches = list(index_batches(shard, fields))
+    if not batches:
+        raise ShardError(f"{shard.where} holds no samples; copy it again from its origin")
+    return {name: pa.concat_arrays([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _batch_columns(batch: pa.RecordBatch, fields: Mapping[str, Field], stream: _Stream) -> dict[str, pa.Array]:
+    """Return the columns of the index for one record batch, which was just read."""
+    stored = _stored(fields)
+    columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names if name not in stored}
+    for name in stored:
+        columns |= _places(batch.column(name), name, stream)
         columns[f"{name}.crc32c"] = columns[f"{name}.crc32c"].fill_null(0)
         if fields[name].type == "image":
             formats = columns[f"{name}.format"].to_pylist()
@@ -176,39 +238,58 @@ def index_columns(data: bytes, fields: Mapping[str, Field], where: str) -> dict[
     return arranged(fields, columns)
 
 
-def _places(column: pa.ChunkedArray, address: int, name: str) -> dict[str, Any]:
-    """Return the offsets and sizes of a stored field, in a file whose first byte is at a memory address."""
-    offsets, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for chunk in column.chunks:
-        _, starts, content = chunk.buffers()
-        bounds = np.frombuffer(starts, np.int64, len(chunk) + 1)
-        valid = np.asarray(chunk.is_valid())
-        offsets.append(np.where(valid, bounds[:-1] + (content.address - address if content is not None else 0), 0))
-        sizes.append(np.where(valid, np.diff(bounds), ABSENT))
-    return {f"{name}.offset": np.concatenate(offsets), f"{name}.size": np.concatenate(sizes)}
+def _places(column: pa.Array, name: str, stream: _Stream) -> dict[str, Any]:
+    """Return the offsets and sizes of a stored field."""
+    _, starts, content = column.buffers()
+    bounds = np.frombuffer(starts, np.int64, len(column) + 1)
+    valid = np.asarray(column.is_valid())
+    first = stream.offset(content) if content is not None else 0
+    return {
+        f"{name}.offset": np.where(valid, bounds[:-1] + first, 0),
+        f"{name}.size": np.where(valid, np.diff(bounds), ABSENT),
+    }
 
 
 def check_rows(
-    data: bytes, index: ShardIndex, fields: Mapping[str, Field], where: str, *, complete: bool, own: bool = True
+    shard: SequentialShard, index: ShardIndex, fields: Mapping[str, Field], *, dropped: int, own: bool = True
 ) -> Iterator[str]:
     """Yield a problem if the rows of an Arrow shard are not those of its index; see `feeder.shards.formats`."""
+    kept = pa.array(index.values("key") if dropped else [], pa.string())
+    found = total = 0
+    difference: str | None = None
     try:
-        columns = index_columns(data, fields, where)
+        for batch in index_batches(shard, fields):
+            if different := sorted(batch.keys() ^ set(index.names)):
+                yield f"{shard.where} or its index lacks the column {different[0]!r}, which the other has"
+                return
+            total += len(batch["key"])
+            columns = batch
+            if dropped:
+                rows = pc.is_in(batch["key"], value_set=kept)
+                columns = {name: column.filter(rows) for name, column in batch.items()}
+            difference = difference or _different(columns, index, found)
+            found += len(columns["key"])
     except ShardError as error:
         yield str(error)
         return
-    if different := sorted(columns.keys() ^ set(index.names)):
-        yield f"{where} or its index lacks the column {different[0]!r}, which the other has"
-        return
-    if not complete:
-        kept = set(index.values("key"))
-        rows = pa.array([row for row, key in enumerate(columns["key"].to_pylist()) if key in kept], pa.int64())
-        columns = {name: column.take(rows) for name, column in columns.items()}
-    if (count := len(columns["key"])) != index.num_samples:
-        yield f"{where} holds {count} samples, but its index has {index.num_samples}"
-        return
+    if found != index.num_samples:
+        yield f"{shard.where} holds {found} samples, but its index has {index.num_samples}"
+    elif difference:
+        yield f"{shard.where} {difference}"
+    elif total - found != dropped:
+        yield (
+            f"{shard.where} holds {total - found} samples that its index leaves out, but the manifest says {dropped}"
+        )
+
+
+def _different(columns: Mapping[str, pa.Array], index: ShardIndex, first: int) -> str | None:
+    """Say where columns differ from the rows of an index from `first` on, as far as it has them."""
+    count = min(len(columns["key"]), index.num_samples - first)
     for name, column in columns.items():
-        for row, (got, expected) in enumerate(zip(column.to_pylist(), index.values(name), strict=True)):
-            if got != expected and not (got != got and expected != expected):  # NaN is NaN
-                yield f"{where} holds {got!r} as {name} of sample {row} where its index has {expected!r}"
-                return
+        got, expected = column[:count], index.column(name).slice(first, count)
+        if got.equals(expected):
+            continue
+        for row, (one, other) in enumerate(zip(got.to_pylist(), expected.to_pylist(), strict=True), first):
+            if one != other and not (one != one and other != other):  # NaN is NaN
+                return f"holds {one!r} as {name} of sample {row} where its index has {other!r}"
+    return None

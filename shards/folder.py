@@ -7,6 +7,7 @@ read. A million files take about 100 MB: one run of path bytes, three numbers a 
 
 import hashlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,14 @@ class FolderReader:
         if field != "label" or field not in self.manifest.fields:
             raise no_such_field(self, field)
         return list(self._files.labels[checked_ids(ids, len(self._files))].tolist())
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all samples, in order; no file is read."""
+        return map(readable, self._files.names)
+
+    def sizes(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the sizes in bytes that files had when the folder was opened."""
+        return np.asarray(self._sizes[checked_ids(ids, len(self._files))])
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

@@ -12,7 +12,9 @@ from feeder.shards.arrow import ArrowWriter, check_rows
 from feeder.shards.fields import Field
 from feeder.shards.index import ShardIndex
 from feeder.shards.samples import DigestedFile, Sample
-from feeder.shards.tar import TarWriter, check_members
+from feeder.shards.sequential import SequentialShard
+from feeder.shards.tar import TarWriter
+from feeder.shards.tar_check import check_members
 
 
 class ShardWriter(Protocol):
@@ -33,17 +35,19 @@ class ShardWriter(Protocol):
 
 
 class ShardCheck(Protocol):
-    """Yields what contradicts the index in the bytes of a shard.
+    """Yields what contradicts the index in the bytes of a shard, which it reads from their beginning onwards.
+
+    Duties: whatever the bytes are, it raises nothing but `StorageError`.
 
     Args:
-        data, where: the bytes, and the shard's place for messages.
+        shard: the bytes.
         index, fields: what they are held against.
-        complete: every sample of the shard stands in the index, as is so until some are dropped.
+        dropped: samples that the shard holds and its index leaves out.
         own: a build of ours wrote the shard.
     """
 
     def __call__(
-        self, data: bytes, index: ShardIndex, fields: Mapping[str, Field], where: str, *, complete: bool, own: bool
+        self, shard: SequentialShard, index: ShardIndex, fields: Mapping[str, Field], *, dropped: int, own: bool
     ) -> Iterator[str]: ...
 
 

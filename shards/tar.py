@@ -18,20 +18,17 @@ all other columns    ``KEY.json``              one object of them by name; not w
 ===================  ========================  ========================================================
 """
 
-import io
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder.shards.errors import ShardError
-from feeder.shards.fields import ABSENT, Field
-from feeder.shards.images import EXTENSIONS, FORMAT_NAMES
-from feeder.shards.index import SCALARS, ShardIndex
+from feeder.shards.fields import Field
+from feeder.shards.images import EXTENSIONS
+from feeder.shards.index import SCALARS
 from feeder.shards.samples import DigestedFile, PlaceColumns, Sample
 
 BLOCK = 512
@@ -146,66 +143,3 @@ def padding(size: int) -> bytes:
 def member_sizes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the bytes that members of so many bytes of content take in the archive."""
     return np.asarray(BLOCK + sizes + -sizes % BLOCK, np.int64)
-
-
-def walk_members(file: BinaryIO, where: str, *, own: bool = True) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset of the content, size) of every regular file in an archive, reading its headers only.
-
-    Raises:
-        ShardError: the archive is cut, a header is damaged, or one of our `own` holds what is no regular file.
-    """
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.isreg():
-                    yield member.name, member.offset_data, member.size
-                elif own:
-                    raise ShardError(f"{where} holds {member.name!r}, which is not a regular file; build it again")
-    except tarfile.TarError as error:
-        raise ShardError(f"{where} is not a whole tar archive ({error}); copy it again from its origin") from error
-
-
-def check_members(
-    data: bytes, index: ShardIndex, fields: Mapping[str, Field], where: str, *, complete: bool, own: bool = True
-) -> Iterator[str]:
-    """Yield a problem if the members of a tar shard are not those of its index.
-
-    Args:
-        data, where: the bytes of the shard, and its place for messages.
-        index, fields: what they are held against.
-        complete: every member belongs to a sample of the index.
-        own: a build wrote it, so that names count; in one that others wrote only places do.
-    """
-    expected = sorted(_expected_members(index, fields), key=lambda member: member[1])
-    try:
-        got = list(walk_members(io.BytesIO(data), where, own=own))
-    except ShardError as error:
-        yield str(error)
-        return
-    if not (complete and own):
-        wanted = {offset for _, offset, _ in expected}
-        got = [member for member in got if member[1] in wanted]
-    for one, other in zip(got, expected, strict=False):
-        if one[1:] != other[1:] or (own and one[0] != other[0]):
-            yield (
-                f"{where} holds {one[0]!r} at offset {one[1]} with {one[2]} bytes where its index has {other[0]!r} at "
-                f"offset {other[1]} with {other[2]} bytes"
-            )
-            return
-    if len(got) != len(expected):
-        yield f"{where} holds {len(got)} readable members, but its index has {len(expected)}"
-
-
-def _expected_members(index: ShardIndex, fields: Mapping[str, Field]) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, size) of the members that an index speaks of."""
-    for name in index.stored_fields:
-        columns = index.stored(name)
-        for row in range(index.num_samples):
-            if columns.sizes[row] == ABSENT:
-                continue
-            if name == SCALARS:
-                extension = SCALARS_EXTENSION
-            else:
-                image = FORMAT_NAMES[columns.formats[row]] if columns.formats is not None else None
-                extension = member_extension(name, fields[name], image)
-            yield f"{index.keys[row]}.{extension}", columns.offsets[row], columns.sizes[row]

@@ -9,11 +9,12 @@ from typing import Any
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
+from feeder.shards.committing import BuildReport
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.parquet_export import FILE_BYTES, ParquetReport, export_parquet
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
-from feeder.shards.sources import SourceOptions, open_source
-from feeder.shards.writing import BuildOptions, BuildReport, build_tables
+from feeder.shards.sources import SourceOptions
+from feeder.shards.writing import BuildOptions, build
 from feeder.tools import console
 from feeder.tools.building import print_report, report_document, size_bytes
 
@@ -88,14 +89,14 @@ def _convert(args: argparse.Namespace) -> BuildReport:
         shards=args.shards,
         on_error="keep",
     )
-    tables = open_source(args.source, SourceOptions(kind="dataset", split_by_hash=args.split_by_hash or {}))
+    source = SourceOptions(kind="dataset", split_by_hash=args.split_by_hash or {})
     workers = args.workers if args.workers is not None else usable_cores()
     with ExitStack() as stack:
 
         def start(total: int) -> console.Advance:
             return stack.enter_context(console.progress(total, "converting", "samples"))
 
-        return build_tables(tables, args.dest, options, workers=workers, start=start)
+        return build(args.source, args.dest, options, source_options=source, workers=workers, start=start)
 
 
 def _export(args: argparse.Namespace) -> ParquetReport:

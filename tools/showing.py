@@ -2,6 +2,7 @@
 
 The batch is that of any epoch, step and rank, or the one with which a run would go on from a saved state: a pure
 function of the dataset, the seed and these numbers, so it may be looked at on any machine, long after the run.
+``--random N`` draws samples as they are stored instead.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import numpy as np
 from feeder import optional
 from feeder.errors import ConfigError
 from feeder.placement import Placement, resolve_placement
-from feeder.shards.storage import staged_file
 from feeder.tools import console
 from feeder.tools.dataset_options import add_dataset_options, check_output, count, open_stream
 
@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_argument_group("which batch")
     which.add_argument("--epoch", type=count, metavar="N", help="(0)")
     which.add_argument("--step", type=count, metavar="N", help="step of the epoch, from 0 (0)")
+    stored = parser.add_argument_group("or samples as they are stored")
+    stored.add_argument("--random", type=count, metavar="N", help="N samples drawn with --seed, whole and unchanged")
+    stored.add_argument("--class", dest="class_name", metavar="NAME", help="with --random: those of one class")
     sheet = parser.add_argument_group("sheet")
     sheet.add_argument("-o", "--output", default="sheet.png", metavar="FILE", help="(sheet.png)")
     sheet.add_argument("--limit", type=count, default=DEFAULT_LIMIT, metavar="N", help=f"images ({DEFAULT_LIMIT})")
@@ -40,10 +43,19 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--state says which batch, and so do --epoch and --step; give one or the other")
     if args.limit == 0:
         raise ConfigError("--limit is 0; a sheet shows at least 1 image")
+    if args.class_name is not None and args.random is None:
+        raise ConfigError("--class says which samples --random draws; give that too")
+    if args.random is not None and (args.random == 0 or args.state or args.epoch is not None or args.step is not None):
+        raise ConfigError("--random draws at least 1 sample, of no batch: without --state, --epoch and --step")
     output = Path(args.output)
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output {args.output} is no name for a PNG; let it end in .png")
     check_output("--output", args.output)
+    if args.random is not None:
+        optional.load("pillow")
+        from feeder.tools.stored_samples import show_stored
+
+        return show_stored(args.dataset, args.random, seed=args.seed or 0, class_name=args.class_name, output=output)
     dataset = open_stream(args, arrays="numpy")
     if args.state is None:
         batch = dataset.batch(epoch=args.epoch or 0, step=args.step or 0)
@@ -70,7 +82,7 @@ def draw_batch(
         limit: images shown at most, the first of the batch.
     """
     optional.load("pillow")
-    from feeder.tools.contact_sheet import Tile, draw_sheet
+    from feeder.tools.contact_sheet import Tile, draw_sheet, save_sheet
 
     images = batch["image"] if batch["image"].ndim == 5 else batch["image"][:, np.newaxis]
     tiles = [
@@ -78,8 +90,7 @@ def draw_batch(
         for row in range(min(limit, len(images)))
     ]
     sheet = draw_sheet(_title(dataset, batch, placement, len(tiles)), tiles)
-    with staged_file(output) as file:
-        sheet.save(file, "PNG", compress_level=3)  # takes half the time of the default
+    save_sheet(sheet, output)
 
 
 def _title(dataset: "ImageDataset", batch: dict[str, Any], placement: Placement, shown: int) -> list[str]:

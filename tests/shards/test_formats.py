@@ -20,7 +20,7 @@ from feeder.shards.manifest import load_manifest
 from feeder.shards.reading import load_index, open_dataset
 from feeder.shards.storage import LocalFolder
 from feeder.shards.writing import BuildOptions, build
-from tests.contracts.formats import FormatContract, files_of
+from tests.contracts.formats import FormatContract, files_of, shard_of
 from tests.images import encoded
 
 
@@ -72,7 +72,7 @@ class TestArrow(FormatContract):
             assert pa.total_allocated_bytes() == before
 
     def test_the_index_can_be_made_again_from_the_shard(self, shard: Path) -> None:
-        columns = index_columns(shard.read_bytes(), load_manifest(shard.parent).fields, "here")
+        columns = index_columns(shard_of(shard.read_bytes()), load_manifest(shard.parent).fields)
         index = encode_index(columns, load_manifest(shard.parent).shards.digests[0])
         assert index == shard.with_name("shard-000000.idx.arrow").read_bytes()
 
@@ -104,7 +104,7 @@ class TestArrow(FormatContract):
             sink = pa.BufferOutputStream()
             with pa.ipc.new_file(sink, changed.schema) as writer:
                 writer.write_table(changed)
-            return list(check_rows(sink.getvalue().to_pybytes(), index, fields, "here", complete=True))
+            return list(check_rows(shard_of(sink.getvalue().to_pybytes()), index, fields, dropped=0))
 
         def with_column(name: str, values: list[object]) -> pa.Table:
             field = table.schema.field(name)
@@ -124,7 +124,7 @@ class TestArrow(FormatContract):
             "'image', which are not those of a shard; build it again"
         )
         with pytest.raises(ShardError, match=r"^here is not a whole Arrow file \(.*\); copy it again from its origin$"):
-            index_columns(data[:-1], fields, "here")
+            index_columns(shard_of(data[:-1]), fields)
 
 
 def test_formats_hold_the_same_samples_and_give_the_same_pixels(image_folder: Path, tmp_path: Path) -> None:

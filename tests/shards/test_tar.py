@@ -1,6 +1,5 @@
 """Tar members: the bytes of the standard library, without its slowness."""
 
-import io
 import string
 import tarfile
 
@@ -9,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feeder.shards.errors import ShardError
-from feeder.shards.tar import END, member_header, member_sizes, padding, walk_members
+from feeder.shards.tar import member_header, member_sizes, padding
 
 
 @given(st.text(string.ascii_letters + string.digits + "_-.", min_size=1, max_size=100), st.integers(0, (1 << 33) - 1))
@@ -36,23 +34,3 @@ def test_members_fill_whole_blocks() -> None:
     sizes = [0, 1, 511, 512, 513]
     assert member_sizes(np.array(sizes)).tolist() == [512 + size + len(padding(size)) for size in sizes]
     assert member_sizes(np.array(sizes)).tolist() == [512, 1024, 1024, 1024, 1536]
-
-
-def archive(*names: str) -> bytes:
-    return b"".join(member_header(name, 1) + b"x" + padding(1) for name in names) + END
-
-
-def test_members_are_found_where_they_are() -> None:
-    assert list(walk_members(io.BytesIO(archive("a.jpg", "b.jpg")), "here")) == [("a.jpg", 512, 1), ("b.jpg", 1536, 1)]
-
-
-def test_archives_of_others_and_cut_ones_are_told() -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as writer:
-        folder = tarfile.TarInfo("folder")
-        folder.type = tarfile.DIRTYPE
-        writer.addfile(folder)
-    with pytest.raises(ShardError, match="^here holds 'folder', which is not a regular file; build it again$"):
-        list(walk_members(io.BytesIO(buffer.getvalue()), "here"))
-    with pytest.raises(ShardError, match=r"^here is not a whole tar archive \(.*\); copy it again from its origin$"):
-        list(walk_members(io.BytesIO(archive("a.jpg")[:600]), "here"))

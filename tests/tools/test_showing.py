@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from feeder import ImageDataset, presets
+from feeder.shards.writing import BuildOptions, build_tables
 from feeder.tools import contact_sheet
 from feeder.tools.main import main
+from tests.tables import write_table
 
 _SMALL = ("--transform", "imagenet-train:112", "--batch-size", "5")
 
@@ -124,4 +126,59 @@ def test_a_folder_that_is_missing(image_folder: Path, tmp_path: Path, capsys: py
     assert main(["show", str(image_folder), *_SMALL, "-o", str(output)]) == 2
     assert capsys.readouterr().err == (
         f"feeder: --output {output} cannot be written: its folder does not exist; make it first\n"
+    )
+
+
+def test_random_samples_are_shown_as_they_are_stored(
+    tmp_path: Path, drawn: Drawn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_tables([write_table(tmp_path / "source")], tmp_path / "rich", BuildOptions(shard_samples=7, shuffle=False))
+    output = tmp_path / "a.png"
+    command = ["show", str(tmp_path / "rich"), "--random", "5", "-o", str(output)]
+    for seed in ("3", "3", "4"):
+        assert main([*command, "--seed", seed]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{output}: 5 of 24 samples, seed 3"
+    captions = [[tile.captions for tile in tiles] for _, tiles in drawn]
+    assert captions[0] == captions[1] != captions[2]
+    assert drawn[0][0][0] == "5 of 24 samples as stored, seed 3"
+    for tile in drawn[0][1]:
+        number = int(tile.captions[0].removeprefix("birds/"))
+        name = ("ant (0), ", "bee (1), ", "cat (2), ")[number % 3] if number != 7 else ""
+        assert tile.captions[1] == f"{name}{20 + number} x 30 jpeg"
+        assert tile.views.shape == (2, 224, 224, 3)  # the mask stands beside the image
+        assert (tile.views[1] == 255).all() == (number % 4 == 1)  # where there is one
+    with Image.open(output) as sheet:
+        assert sheet.format == "PNG"
+    assert main([*command, "--class", "bee"]) == 0
+    assert {tile.captions[1][:3] for tile in drawn[3][1]} == {"bee"}
+    assert main(["show", str(tmp_path / "rich"), "--random", "500", "-o", str(output)]) == 0
+    assert len(drawn[4][1]) == 24
+
+
+def test_random_samples_of_a_plain_folder(image_folder: Path, tmp_path: Path, drawn: Drawn) -> None:
+    (image_folder / "cat" / "cat-00.jpg").write_bytes(b"no image")
+    options = ["--random", "12", "--class", "cat", "-o", str(tmp_path / "a.png")]
+    assert main(["show", str(image_folder), *options]) == 0
+    marks = {tile.captions[0]: tile.mark for tile in drawn[0][1]}
+    assert marks == {f"cat/cat-{n:02d}.jpg": None if n else "cannot be decoded" for n in range(12)}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--class", "cat"], "--class says which samples --random draws; give that too"),
+        (
+            ["--random", "3", "--step", "1"],
+            "--random draws at least 1 sample, of no batch: without --state, --epoch and --step",
+        ),
+    ],
+)
+def test_refusals_of_random_samples(
+    options: list[str], sentence: str, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(image_folder), *options]) == 2
+    assert capsys.readouterr() == ("", f"feeder: {sentence}\n")
+    assert main(["show", str(image_folder), "--random", "3", "--class", "dog"]) == 2
+    assert capsys.readouterr().err == (
+        f"feeder: {image_folder} has no class 'dog' (such as 'ant'); 'feeder inspect' shows its classes\n"
     )

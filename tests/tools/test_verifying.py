@@ -1,11 +1,14 @@
 """``feeder verify`` from the command line: 0 for no damage, 1 for damage, 2 for what cannot be verified."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from feeder.shards.manifest import encode_manifest, load_manifest, save_manifest, sealed
+from feeder.shards.shard_table import shard_table
 from feeder.shards.writing import BuildOptions, build
 from feeder.tools.main import main
 from tests.images import encoded
@@ -60,6 +63,42 @@ def test_splits_are_verified_each(image_folder: Path, tmp_path: Path, capsys: py
     build(source, tmp_path / "out")
     assert main(["verify", str(tmp_path / "out"), "--level", "full"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_notes_are_no_damage(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (dataset / "shard-000007.tar").write_bytes(b"left over")
+    assert main(["verify", str(dataset)]) == 0
+    sentence = f"{dataset}/shard-000007.tar is of no generation; remove it if no command is writing here"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"note: {sentence}", f"{dataset}: no damage (2 shards, 36 samples, level quick)"]
+    assert main(["verify", str(dataset), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == {
+        "dataset": str(dataset),
+        "generation": 0,
+        "digest": load_manifest(dataset).digest,
+        "level": "quick",
+        "problems": [],
+        "notes": [sentence],
+    }
+
+
+def test_an_earlier_generation_is_verified(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = load_manifest(dataset)
+    (dataset / "generations").mkdir()
+    older = dataset / "generations" / "000000.json"
+    older.write_bytes(encode_manifest(first))
+    shards = shard_table([first.shards.record(0)])
+    save_manifest(sealed(dataclasses.replace(first, shards=shards, generation=1, parent=first.digest)), dataset)
+    (dataset / "shard-000001.tar").unlink()
+    assert main(["verify", str(dataset), "--generation", "1"]) == 0
+    assert main(["verify", str(dataset), "--generation", "0"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"{older}: 1 problem (2 shards, 36 samples, level quick)"
+    assert main(["verify", str(older)]) == 1
+    capsys.readouterr()
+    for number, sentence in (("-1", "--generation is -1, expected a number from 0"), ("2", "expected 0 to 1")):
+        assert main(["verify", str(dataset), "--generation", number]) == 2
+        assert capsys.readouterr().err.endswith(f"{sentence}\n")
 
 
 def test_what_cannot_be_verified_is_one_sentence_and_exit_code_2(
