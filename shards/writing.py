@@ -22,12 +22,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from feeder.arguments import one_of
 from feeder.errors import ConfigError
 from feeder.shards.bad_samples import BadLimit
 from feeder.shards.committing import BuildReport, commit, committed
 from feeder.shards.destinations.claiming import check_destination, claim_destination
 from feeder.shards.destinations.protocol import Claim, Destination
-from feeder.shards.errors import SourceError
+from feeder.shards.duplicates import MODES, treat_duplicates
+from feeder.shards.errors import NoGoodImageError
 from feeder.shards.formats import WRITTEN_FORMATS, shard_name
 from feeder.shards.images import MAX_PIXELS
 from feeder.shards.manifest import Manifest, new_manifest
@@ -64,6 +66,8 @@ class BuildOptions:
         max_bad_fraction: with skip, more than this fraction of bad images stops the build; a few
             (`feeder.shards.bad_samples.ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0. What ``images`` filters
             is not counted.
+        duplicates: of images with the same bytes, ``"keep"`` takes all, ``"drop"`` the first, ``"fail"`` refuses them;
+            the latter two read images of equal size once more.
     """
 
     format: str = "tar"
@@ -77,6 +81,7 @@ class BuildOptions:
     images: ImageRules = NO_RULES
     on_error: str = "skip"
     max_bad_fraction: float = 0.01
+    duplicates: str = "keep"
 
     def __post_init__(self) -> None:
         if self.format not in WRITTEN_FORMATS:
@@ -90,6 +95,7 @@ class BuildOptions:
             raise ConfigError(f"shards is {self.shards} and shard_samples {self.shard_samples}; give one of the two")
         if self.on_error not in ("skip", "fail", "keep"):
             raise ConfigError(f"on_error is {self.on_error!r}, expected 'skip', 'fail' or 'keep'")
+        one_of("duplicates", self.duplicates, MODES)
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction is {self.max_bad_fraction}, expected a number from 0 to 1")
 
@@ -98,6 +104,7 @@ class BuildOptions:
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del options["images"], options["max_bad_fraction"]
         options["on_error"] = "keep" if self.on_error == "keep" else "leave out"
+        options["duplicates"] = "drop" if self.duplicates == "drop" else "keep"
         return options | dataclasses.asdict(self.images)
 
 
@@ -189,6 +196,7 @@ def write_tables(
 ) -> BuildReport:
     """Write the shards of some tables, one a split, into a claimed destination, and the manifests of them."""
     folder = claim.folder
+    tables, repeated = treat_duplicates(tables, options.duplicates)
     plans = [_plan(table, options) for table in tables]
     record = record_of(tables, plans, options.deciding())
     finished = begin(folder, record, tables, plans, options.format, restart=restart)
@@ -202,9 +210,8 @@ def write_tables(
         for table, plan in zip(tables, plans, strict=True)
     ]
     manifests = [_manifest(table, shards.values(), options) for table, shards in zip(tables, written, strict=True)]
-    commit(
-        claim, tables, manifests, [[image for shard in shards.values() for image in shard.bad] for shards in written]
-    )
+    bad = [[image for shard in shards.values() for image in shard.bad] for shards in written]
+    commit(claim, tables, manifests, bad, repeated)
     new = [one.shard for shards in written for name, one in shards.items() if name not in finished]
     return committed(folder, tables, [shard for shard in new if shard is not None])
 
@@ -254,7 +261,7 @@ def _write_split(
             limit.count(table, shard.bad)
             shards[task.name] = shard
     if not any(shard.shard for shard in shards.values()):
-        raise SourceError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
+        raise NoGoodImageError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
     return {name: shards[name] for name in names}
 
 
