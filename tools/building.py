@@ -14,6 +14,7 @@ from feeder.shards.committing import BuildReport
 from feeder.shards.duplicates import MODES
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
+from feeder.shards.manifest import Manifest
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
 from feeder.shards.recoding import FILTERED
 from feeder.shards.retrying import retry_failed
@@ -137,9 +138,9 @@ def run(args: argparse.Namespace) -> int:
         )
     seconds = time.monotonic() - begin
     if args.json:
-        print(json.dumps(_document(report, seconds)))
+        print(json.dumps(report_document(report, seconds)))
     else:
-        _print(report, seconds)
+        print_report(report, seconds, "built")
     return 0
 
 
@@ -176,7 +177,8 @@ def size_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
-def _document(report: BuildReport, seconds: float) -> dict[str, Any]:
+def report_document(report: BuildReport, seconds: float) -> dict[str, Any]:
+    """Return what was made as the object that ``--json`` prints."""
     return {
         "datasets": [
             {
@@ -227,7 +229,8 @@ def _print_preview(would: BuildPreview, dest: str, *, as_json: bool) -> None:
     print("\nnothing was written; without --dry-run, this is what would be built")
 
 
-def _print(report: BuildReport, seconds: float) -> None:
+def print_report(report: BuildReport, seconds: float, done: str) -> None:
+    """Say what was made; `done` is the word for it."""
     for dataset in report.datasets:
         manifest = dataset.manifest
         console.print_figures(
@@ -236,13 +239,13 @@ def _print(report: BuildReport, seconds: float) -> None:
                 ("samples", f"{manifest.num_samples:,}"),
                 *([("classes", f"{len(manifest.classes):,}")] if "label" in manifest.fields else []),
                 ("shards", f"{len(manifest.shards):,}, {console.format_bytes(manifest.size_bytes)}"),
-                ("order", f"shuffled with seed {manifest.shuffle_seed}" if manifest.shuffled else "as in the source"),
+                ("order", _order(manifest)),
                 ("digest", manifest.digest),
             ]
         )
     rate = console.format_rate(report.written_samples, seconds)
     speed = f"{rate}, {console.format_bytes(report.written_bytes / seconds)}/s"
-    print(f"built in {console.format_duration(seconds)}, {speed}")
+    print(f"{done} in {console.format_duration(seconds)}, {speed}")
     if report.resumed_shards:
         print(f"{console.format_count(report.resumed_shards, 'shard')} had been finished before")
     if report.duplicates:
@@ -259,6 +262,12 @@ def _print(report: BuildReport, seconds: float) -> None:
         for image in report.bad[:_SHOWN_BAD]:
             print(f"  {console.printable(image.source)}: {console.printable(image.reason)}")
     print(f"\nnext: feeder stream {shlex.quote(str(report.datasets[0].path))}")
+
+
+def _order(manifest: Manifest) -> str:
+    if not manifest.shuffled:
+        return "as in the source"
+    return "shuffled" if manifest.shuffle_seed is None else f"shuffled with seed {manifest.shuffle_seed}"
 
 
 # argparse names a type in its sentence by __name__: "invalid size value: 'x'"

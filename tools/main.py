@@ -39,6 +39,7 @@ COMMANDS = {
     "annotate": ("feeder.tools.annotating", "add columns to a dataset from a table with keys"),
     "drop": ("feeder.tools.dropping", "remove samples from a dataset, with --purge their bytes too"),
     "inspect": ("feeder.tools.inspecting", "say what is in a dataset"),
+    "convert": ("feeder.tools.converting", "write a dataset in another format, order or cut, or as Parquet"),
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),
     "show": ("feeder.tools.showing", "draw one batch as the model gets it, or stored samples, as a PNG contact sheet"),

@@ -21,7 +21,8 @@ _OWN_NAMES = re.compile(
     rf"((?:{'|'.join(SPLITS)})/)?"
     rf"(shard-\d{{6,}}\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow|bad\.jsonl)"
     rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, DUPLICATES_NAME, PLAN_NAME, SPOOL_NAME)))}"
-    rf"|{COLUMNS_FOLDER}/([^/]+\.[0-9a-f]{{8}}\.arrow|column-[^/]+))"
+    rf"|{COLUMNS_FOLDER}/([^/]+\.[0-9a-f]{{8}}\.arrow|column-[^/]+)"
+    r"|[a-z]+-\d{5}-of-\d{5}\.parquet)"
     rf"({re.escape(STAGED)})?"
 )
 _PARTS_OF_A_DATASET = re.compile(rf"(.*/)?(shard-.*|{re.escape(MANIFEST_NAME)}|{COLUMNS_FOLDER}/.*\.arrow)")
