@@ -42,7 +42,7 @@ from feeder.shards.fields import Field
 VERSION = "1"
 SCALARS = "scalars"  # stands for the member that holds the scalar fields together
 
-_COLUMN_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+COLUMN_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 _CASTS: dict[str, Literal["q", "I", "i", "B"]] = {"int64": "q", "uint32": "I", "int32": "i", "uint8": "B"}
 
 
@@ -68,7 +68,7 @@ def bytes_columns(field: str) -> dict[str, pa.DataType]:
 
 def column_type(field: Field) -> pa.DataType:
     """Return the Arrow type of a column field."""
-    return _COLUMN_TYPES[field.type]
+    return COLUMN_TYPES[field.type]
 
 
 def index_types(fields: Mapping[str, Field]) -> dict[str, pa.DataType]:

@@ -29,6 +29,7 @@ import pyarrow as pa
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import RESERVED, Field
 from feeder.shards.images import FILE_EXTENSIONS
+from feeder.shards.index import COLUMN_TYPES
 from feeder.shards.names import PathTable, readable
 
 IMAGE_ORDER = ("jpg", "jpeg", "jpe", "jfif", "webp", "png", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "pbm")
@@ -39,8 +40,6 @@ DOCUMENTS = frozenset({"json", "jsn"})
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_SHOWN = 40  # bytes of a content, in a message
-
-ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,7 @@ def member_type(extension: str) -> str:
 
 def is_value(extension: str) -> bool:
     """Say whether the content of a member is a value of the index: what `feeder.shards.members` is to read."""
-    return member_type(extension) in ARROW_TYPES
+    return member_type(extension) in COLUMN_TYPES
 
 
 def member_fields(extensions: Collection[str], together: Collection[frozenset[str]] = ()) -> list[MemberField]:
@@ -175,7 +174,7 @@ def member_values(
                         f"{readable(keys[row])}.{extension} in {readable(where)} holds "
                         f"{data[:_MAX_SHOWN]!r}, expected {expected}; pack it again, or under another extension"
                     ) from None
-    return pa.array(values, ARROW_TYPES[kind])
+    return pa.array(values, COLUMN_TYPES[kind])
 
 
 def _integer(data: bytes) -> int:
