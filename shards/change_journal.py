@@ -92,7 +92,7 @@ class GivenNames:
         extensions = ["idx.arrow", *((manifest.format, BAD_LIST[1:]) if written else ())]
         endings = "|".join(map(re.escape, extensions))
         self._replaced = re.compile(rf"(.*)\.g{journal.generation:06d}\.(?:{endings})", re.DOTALL)
-        self._exact = {generation_file(BAD_IMAGES_NAME, journal.generation, "jsonl")}
+        self._exact = {generation_file(BAD_IMAGES_NAME, journal.generation, "jsonl")} if written else set()
         for number in range(journal.first_shard, journal.first_shard + journal.new_shards):
             name = shard_name(number, manifest.format)
             self._exact |= {name, index_name(name), bad_list_name(name)}

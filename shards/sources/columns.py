@@ -166,7 +166,9 @@ def combined(column: pa.ChunkedArray) -> pa.Array:
         column = column.cast(pa.large_string())
     if pa.types.is_large_string(column.type) and column.nbytes < 2**31 - 1:
         column = column.cast(pa.string())
-    return pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
+    if column.num_chunks == 0:
+        return pa.array([], column.type)
+    return pa.concat_arrays(column.chunks) if column.num_chunks > 1 else column.chunk(0)
 
 
 def names_images(name: str, column: pa.ChunkedArray) -> bool:
