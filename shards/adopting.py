@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from feeder.errors import ConfigError
-from feeder.shards.adoptable import FILES_PER_GROUP, AdoptableSplit, find_adoptable
+from feeder.shards.adoptable import AdoptableSplit, find_adoptable
 from feeder.shards.adopted import (
     AdoptedField,
     AdoptedIndex,
@@ -41,6 +41,7 @@ from feeder.shards.adoption_folder import LOCK_NAME, claim_adoption, is_in_place
 from feeder.shards.destinations.local import hold_marker
 from feeder.shards.destinations.protocol import Destination
 from feeder.shards.errors import DestinationError, ShardsError, SourceError
+from feeder.shards.folder import FILES_PER_GROUP
 from feeder.shards.index import encode_index, index_name
 from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new_manifest
 from feeder.shards.mds import MdsFields, MdsShard, mds_fields, walk_mds

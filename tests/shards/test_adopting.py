@@ -25,6 +25,7 @@ from feeder.shards.adopting import adopt
 from feeder.shards.errors import DestinationError, SourceError
 from feeder.shards.manifest import Manifest, load_manifest
 from feeder.shards.reading import open_dataset
+from feeder.shards.sequential import SequentialShard
 from feeder.shards.sources import SourceOptions, open_source
 from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build, build_tables
@@ -514,7 +515,9 @@ def test_two_at_one_destination_do_not_meet(image_folder: Path, tmp_path: Path) 
     tars = write_webdataset(tmp_path / "tars", image_folder)
 
     def start(shards: int, size_bytes: int) -> Callable[[int, int], None]:
-        with pytest.raises(DestinationError, match=f"destination {tmp_path}/out is in use by another build; wait"):
+        with pytest.raises(
+            DestinationError, match=f"destination {tmp_path}/out is in use by another process of shardfeed; wait"
+        ):
             adopt(tars, tmp_path / "out")
         return lambda done, done_bytes: None
 
@@ -673,3 +676,27 @@ def test_shards_that_vanish_or_are_not_as_long_as_the_index_says(tmp_path: Path)
     with pytest.raises(SourceError) as caught:
         adopt(folder, tmp_path / "out")
     assert str(caught.value) == f"{shard} is missing; {next_step}"
+
+
+def test_a_member_of_any_size_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    read = SequentialShard.read
+
+    def watched(shard: SequentialShard, offset: int, size: int) -> bytes:
+        asked.append(size)
+        return read(shard, offset, size)
+
+    monkeypatch.setattr(SequentialShard, "read", watched)
+    photo = encoded(0) + bytes(3 << 20)  # what follows an image counts as its bytes
+    profile = b"\xff\xef\xff\xff" + bytes(0xFFFD)  # the largest segment before the frame header, of which many may be
+    late = encoded(1)[:2] + 20 * profile + encoded(1)[2:]
+    video = bytes(range(256)) * (20 << 10)
+    text = b"x" * (1 << 20)  # the largest value of an index
+    members = [("a.jpg", photo), ("a.mp4", video), ("a.txt", text), ("b.jpg", late), ("b.txt", b""), ("b.mp4", b"")]
+    write_tar(tmp_path / "data" / "a.tar", members)
+    adopt(tmp_path / "data", tmp_path / "out")
+    assert sorted(size for size in asked if size > 1 << 20) == [len(late)]
+    assert_whole(tmp_path / "out")
+    rows, images = open_dataset(tmp_path / "out").read(np.arange(2))
+    assert (images, list(rows.formats)) == ([photo, late], ["jpeg", "jpeg"])
+    assert values(tmp_path / "out", "caption") == [text.decode(), ""]
