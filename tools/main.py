@@ -33,7 +33,7 @@ from feeder.errors import FeederError
 from feeder.tools import console
 
 COMMANDS = {
-    "build": ("feeder.tools.building", "write shards and a manifest from a folder of images"),
+    "build": ("feeder.tools.building", "write shards and a manifest from images, lists, archives or Parquet"),
     "index": ("feeder.tools.indexing", "use tar archives, MDS sets and image folders where they lie"),
     "append": ("feeder.tools.appending", "add the samples of a source to a dataset"),
     "annotate": ("feeder.tools.annotating", "add columns to a dataset from a table with keys"),
