@@ -57,6 +57,7 @@ from feeder.shards.table import SPLITS
 MANIFEST_NAME = "manifest.json"
 GENERATIONS_FOLDER = "generations"
 COLUMNS_FOLDER = "columns"
+PURGED_KEY = "purged_by"  # all that is left of a generation whose samples were removed for good: by which one
 MARKER_NAME = ".building"  # stands in a destination, locked, from the start of a build until its manifests are written
 VERSION = 1
 DIGEST_ALGORITHM = "xxh3-128"
@@ -269,6 +270,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         ) from error
     if not isinstance(document, dict):
         raise ManifestError(f"{where} holds a JSON {type(document).__name__}, expected an object; is it a manifest?")
+    if PURGED_KEY in document:
+        raise ManifestError(
+            f"{where} is gone: generation {document[PURGED_KEY]} removed samples of it for good; open the dataset "
+            "itself, or a later generation"
+        )
     try:
         return _from_document(document)
     except FaultError as fault:

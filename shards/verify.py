@@ -249,7 +249,9 @@ class _ShardVerifier:
         check = SHARD_FORMATS[manifest.format].check
         if check and index is not None:
             dropped = manifest.shards.dropped.get(number, 0)
-            yield from check(shard, index, manifest.fields, dropped=dropped, own=not manifest.adopted)
+            # what an annotation added is neither in the shard nor in its index
+            fields = {name: field for name, field in manifest.fields.items() if field.stored or name in index}
+            yield from check(shard, index, fields, dropped=dropped, own=not manifest.adopted)
 
     def _check_files(self, number: int, index: ShardIndex) -> Iterator[str]:
         """Yield what is wrong with the files of a group that was adopted in place."""

@@ -35,6 +35,9 @@ from feeder.tools import console
 COMMANDS = {
     "build": ("feeder.tools.building", "write shards and a manifest from a folder of images"),
     "index": ("feeder.tools.indexing", "use tar archives, MDS sets and image folders where they lie"),
+    "append": ("feeder.tools.appending", "add the samples of a source to a dataset"),
+    "annotate": ("feeder.tools.annotating", "add columns to a dataset from a table with keys"),
+    "drop": ("feeder.tools.dropping", "remove samples from a dataset, with --purge their bytes too"),
     "inspect": ("feeder.tools.inspecting", "say what is in a dataset"),
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),
