@@ -1,28 +1,28 @@
 """What there is to adopt at a place: tar archives, an MDS set, or an image folder, one dataset or one a split.
 
-Tar archives are named one by one, by patterns (``train-{000000..000146}.tar``), or by the folder that holds them. In a
-folder, ``index.json`` tells MDS, files named ``*.tar`` tell archives, and anything else is taken for an image folder.
-Folders named ``train``, ``val`` and so on that hold one or the other are splits.
+Tar archives are named one by one, by patterns (``train-{000000..000146}.tar``), or by the folder that holds them;
+their names tell splits by the rule of `feeder.shards.sources.webdataset`. In a folder, ``index.json`` tells MDS (in
+folders ``train``, ``val`` and so on: splits); what else it holds is found out as for a build.
 """
 
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feeder.shards.errors import SourceError
-from feeder.shards.manifest import MANIFEST_NAME
 from feeder.shards.mds import INDEX_NAME, MdsShard, read_mds_index
 from feeder.shards.names import readable
 from feeder.shards.shard_table import is_plain_name
-from feeder.shards.sources.files import file_sizes, find_remote
+from feeder.shards.sources.files import entries, file_sizes
 from feeder.shards.sources.folders import scan_source
+from feeder.shards.sources.opening import source_files, source_kind
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.sources.patterns import expand_pattern, is_pattern
-from feeder.shards.storage import is_remote, local_path, open_folder, unreadable
+from feeder.shards.sources.webdataset import splits_of
+from feeder.shards.storage import is_remote, local_path, open_folder
 from feeder.shards.table import SPLITS, UNREADABLE, SampleTable
 
 FILES_PER_GROUP = 512  # of an image folder: as many images of 110 kB as a shard of 64 MiB holds
@@ -60,14 +60,15 @@ def find_adoptable(sources: Sequence[str | os.PathLike[str]], options: SourceOpt
         StorageError: the storage answered with an error.
     """
     texts = [os.fspath(source) for source in sources]
-    if len(texts) == 1 and not is_pattern(texts[0]) and not _is_tar(texts[0]):
+    if len(texts) == 1 and not _is_tar(texts[0]) and not _is_pattern(texts[0]):
         return _find_in_folder(texts[0], options)
-    return [find_tars(texts)]
+    return _named_tars(texts)
 
 
-def find_tars(patterns: Sequence[str]) -> AdoptableSplit:
+def _named_tars(patterns: Sequence[str]) -> list[AdoptableSplit]:
     """Return the tar archives that paths, URLs and patterns name."""
-    paths = [_absolute(path) for pattern in patterns for path in expand_pattern(pattern)]
+    listed = [expand_pattern(pattern) if _is_pattern(pattern) else [pattern] for pattern in patterns]
+    paths = [_absolute(path) for expanded in listed for path in expanded]
     for path in paths:
         if not _is_tar(path):
             raise SourceError(f"{readable(path)} is no tar archive by its name; expected names that end in .tar")
@@ -85,9 +86,31 @@ def find_tars(patterns: Sequence[str]) -> AdoptableSplit:
             f"{len(missing)} of the {len(paths)} tar archives of {shown} are missing, such as "
             f"{readable(paths[missing[0]])}; bring them back, or leave them out of the pattern"
         )
+    return _tars(paths, sizes, _common_folder(paths))
+
+
+def _tars(paths: Sequence[str], sizes: NDArray[np.int64], root: str) -> list[AdoptableSplit]:
+    """Return tar archives by the splits that their names below the root tell."""
+    splits = splits_of(paths, root)
+    if not splits:
+        return [_split_of_tars(None, paths, sizes)]
+    found = []
+    for split in SPLITS:
+        numbers = [number for number, one in enumerate(splits) if one == split]
+        if numbers:
+            found.append(_split_of_tars(split, [paths[number] for number in numbers], sizes[numbers]))
+    return found
+
+
+def _split_of_tars(split: str | None, paths: Sequence[str], sizes: NDArray[np.int64]) -> AdoptableSplit:
     root = _common_folder(paths)
-    names = [path[len(root) :].lstrip("/") for path in paths]
-    return AdoptableSplit(format="tar", split=None, root=root, names=_checked(names, root), sizes=sizes)
+    names = _checked([path[len(root) :].lstrip("/") for path in paths], root)
+    return AdoptableSplit(format="tar", split=split, root=root, names=names, sizes=sizes)
+
+
+def _is_pattern(text: str) -> bool:
+    """Say whether a source is a pattern; what exists under such a name is none."""
+    return is_pattern(text) and (is_remote(text) or not os.path.exists(local_path(text)))
 
 
 def _is_tar(path: str) -> bool:
@@ -135,66 +158,38 @@ def _checked(names: list[str], root: str) -> list[str]:
 
 def _find_in_folder(source: str, options: SourceOptions) -> list[AdoptableSplit]:
     url = _absolute(source).rstrip("/") or "/"
-    files = _files_in(url)
-    if MANIFEST_NAME in files:
-        raise SourceError(f"{url} is a dataset already: it has a manifest; open it, or add to it with 'feeder append'")
-    found = []
-    for split in _splits_with(files, INDEX_NAME.__eq__):
-        shards = read_mds_index(open_folder(_below(url, split)))
-        names = _checked([shard.name for shard in shards], _below(url, split))
-        found.append(_split("mds", url, split, names, [shard.size_bytes for shard in shards], mds=shards))
-    if found:
-        return found
-    tars = _splits_with(files, _is_tar)
-    for split, listed in tars.items():
-        _refuse_compressed([f"{_below(url, split)}/{name}" for name in listed])
-        names = _checked(listed, _below(url, split))
-        prefix = f"{split}/" if split else ""
-        found.append(_split("tar", url, split, names, [files[prefix + name] for name in names]))
-    return found or [_image_folder(table) for table in scan_source(source, options)]
+    files, folders = entries(url)
+    if INDEX_NAME in files:
+        return [_mds_set(url, None)]
+    splits = [split for split in SPLITS if split in folders and INDEX_NAME in entries(f"{url}/{split}")[0]]
+    if splits:
+        return [_mds_set(f"{url}/{split}", split) for split in splits]
+    if not any(name.endswith(".tar") for name in files):
+        _refuse_compressed([f"{url}/{name}" for name in sorted(files)])
+    kind = source_kind(url)
+    if kind == "folder":
+        return [_image_folder(table) for table in scan_source(url, options)]
+    if kind == "webdataset":
+        paths, root = source_files(url, ".tar")
+        return _tars(paths, file_sizes("/", paths), root)
+    if kind == "dataset":
+        raise SourceError(
+            f"{readable(url)} is a dataset already: it has a manifest; open it, or add to it with 'feeder append'"
+        )
+    raise SourceError(
+        f"{readable(url)} holds a {kind} source, which has no shards to adopt; make a dataset of it with 'feeder build'"
+    )
 
 
-def _files_in(url: str) -> dict[str, int]:
-    """Return the sizes of the files in a folder and in its splits, by their relative paths."""
-    if is_remote(url):
-        return {path: size for path, size in find_remote(url).items() if path.count("/") <= 1}
-    files = {}
-    for split in ("", *SPLITS):
-        folder = os.path.join(url, split)
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_file():
-                        files[os.path.join(split, entry.name)] = entry.stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise unreadable(folder, error) from error
-    return files
-
-
-def _splits_with(files: dict[str, int], wanted: Any) -> dict[str | None, list[str]]:
-    """Return the wanted names in the folder itself, by split None; else those in the folders of splits, by split."""
-    top = sorted(name for name in files if "/" not in name and wanted(name))
-    if top:
-        return {None: top}
-    below: dict[str | None, list[str]] = {}
-    for split in SPLITS:
-        names = sorted(path[len(split) + 1 :] for path in files if path.startswith(split + "/"))
-        if chosen := [name for name in names if wanted(name)]:
-            below[split] = chosen
-    return below
-
-
-def _below(url: str, split: str | None) -> str:
-    return f"{url}/{split}" if split else url
-
-
-def _split(
-    kind: str, url: str, split: str | None, names: list[str], sizes: Sequence[int], mds: Sequence[MdsShard] = ()
-) -> AdoptableSplit:
+def _mds_set(root: str, split: str | None) -> AdoptableSplit:
+    shards = read_mds_index(open_folder(root))
     return AdoptableSplit(
-        format=kind, split=split, root=_below(url, split), names=names, sizes=np.array(sizes, np.int64), mds=mds
+        format="mds",
+        split=split,
+        root=root,
+        names=_checked([shard.name for shard in shards], root),
+        sizes=np.array([shard.size_bytes for shard in shards], np.int64),
+        mds=shards,
     )
 
 

@@ -198,7 +198,12 @@ class AdoptedIndex:
 
 
 def adopted_index(
-    survey: Survey, shard: str, fields: Sequence[AdoptedField], values: Mapping[str, pa.Array], labels: Labels
+    survey: Survey,
+    shard: str,
+    fields: Sequence[AdoptedField],
+    values: Mapping[str, pa.Array],
+    labels: Labels,
+    prefix: str | None = None,
 ) -> AdoptedIndex:
     """Return the index of a shard.
 
@@ -208,11 +213,12 @@ def adopted_index(
         fields: those of the dataset.
         values: of each column field, its `column_values`.
         labels: which have settled.
+        prefix: stands before all keys, where two shards hold samples of the same key.
     """
     image = _merged(survey, fields[0].parts, _PLACE | _HEADER)
     rows = np.flatnonzero(image["size"] != ABSENT)
     keys = survey.table.column("key").take(pa.array(rows))
-    columns: dict[str, Any] = {"key": keys}
+    columns: dict[str, Any] = {"key": keys if prefix is None else pc.binary_join_element_wise(prefix, keys, "/")}
     ends = np.zeros(len(rows), np.int64)
     numbers = np.full(len(rows), -1, np.int64)
     for field in fields:

@@ -14,11 +14,9 @@ What an adoption promises, in order; if the code disagrees, the code is wrong:
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +37,20 @@ from feeder.shards.adopted import (
     mds_fields_adopted,
     tar_fields,
 )
-from feeder.shards.destinations.local import hold_marker, share_marker
+from feeder.shards.adoption_folder import LOCK_NAME, claim_adoption, is_in_place, split_folder
+from feeder.shards.destinations.local import hold_marker
 from feeder.shards.errors import DestinationError, ShardsError, SourceError
 from feeder.shards.index import encode_index, index_name
-from feeder.shards.manifest import MANIFEST_NAME, Manifest, new_manifest, save_manifest
+from feeder.shards.manifest import Manifest, new_manifest, save_manifest
 from feeder.shards.mds import MdsFields, MdsShard, mds_fields, walk_mds
 from feeder.shards.shard_table import ShardRecord, segment_starts, shard_table
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.storage import flush_folder, is_remote, local_path, open_folder, staged_file
+from feeder.shards.sources.webdataset import archive_prefixes
+from feeder.shards.storage import flush_folder, open_folder, staged_file
 from feeder.shards.surveys import Survey, SurveyTask, load_survey, survey
 from feeder.shards.workers import run_tasks
 
-SCRATCH_NAME = ".adopting"
 BYTES_PER_WORKER = 256 << 20  # a process takes half a second to start, in which one alone reads as much
-_LOCK_NAME = "lock"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +117,10 @@ def adopt(
     options = options or SourceOptions()
     listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     splits = find_adoptable(listed, options)
-    with _claimed(dest, splits) as (path, scratch):
+    with claim_adoption(dest, splits) as (path, scratch):
         try:
             jobs = [job for split in splits for job in _jobs(split, scratch)]
-            surveyed = _run(jobs, workers, scratch / _LOCK_NAME, start)
+            surveyed = _run(jobs, workers, scratch / LOCK_NAME, start)
             datasets = _commit(path, splits, jobs, options)
         except ShardsError:
             raise
@@ -134,80 +132,10 @@ def adopt(
     return AdoptReport(datasets=datasets, surveyed=surveyed, kept=len(jobs) - surveyed)
 
 
-# Destination ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _claimed(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]) -> Iterator[tuple[Path, Path]]:
-    """Yield the destination and its folder for surveys, locked; the latter goes in the end, if all is well."""
-    text = os.fspath(dest)
-    if is_remote(text):
-        raise DestinationError(
-            f"destination {text} is a URL, expected a local folder; adopt into a local folder, then upload that"
-        )
-    path = Path(os.path.abspath(local_path(text)))
-    scratch = path / SCRATCH_NAME
-    created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        _refuse_others(path, splits)
-        scratch.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(scratch / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise DestinationError(f"cannot write {path}: {error.strerror or error}; choose another destination") from error
-    try:
-        share_marker(descriptor, path, fcntl.LOCK_EX)
-        share_marker(descriptor, path)  # the workers hold it, too
-        _refuse_others(path, splits)  # another adoption may have finished since
-        with _removed_if_empty(path, created):
-            yield path, scratch
-        shutil.rmtree(scratch)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _removed_if_empty(path: Path, created: Sequence[Path]) -> Iterator[None]:
-    """Leave nothing behind after an error, if no survey was written."""
-    try:
-        yield
-    except BaseException:
-        if {entry.name for entry in path.glob(f"{SCRATCH_NAME}/*")} <= {_LOCK_NAME}:
-            shutil.rmtree(path / SCRATCH_NAME, ignore_errors=True)
-            for folder in created:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-        raise
-
-
-def _refuse_others(path: Path, splits: Sequence[AdoptableSplit]) -> None:
-    """Raise `DestinationError` if a destination holds anything but the shards themselves, or an earlier attempt."""
-    if path.exists() and not path.is_dir():
-        raise DestinationError(f"destination {path} is a file, expected a folder")
-    for split in splits:
-        folder = _folder(path, split)
-        if (folder / MANIFEST_NAME).exists():
-            raise DestinationError(f"destination {folder} holds a dataset already; choose another destination")
-    if path.is_dir() and not (path / SCRATCH_NAME).exists() and not any(_in_place(path, split) for split in splits):
-        for entry in sorted(path.iterdir()):
-            raise DestinationError(
-                f"destination {path} is not empty: it holds {entry.name}; choose another destination, empty the folder "
-                "yourself, or give the folder of the data itself"
-            )
-
-
-def _folder(path: Path, split: AdoptableSplit) -> Path:
-    return path / split.split if split.split else path
-
-
-def _in_place(path: Path, split: AdoptableSplit) -> bool:
-    """Say whether the manifest will stand in the folder of the shards."""
-    return not is_remote(split.root) and os.path.realpath(_folder(path, split)) == os.path.realpath(split.root)
-
-
 # Surveys -------------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Job:
     """One shard, and where its survey is."""
 
@@ -281,49 +209,71 @@ def _commit(
     path: Path, splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
 ) -> list[AdoptedDataset]:
     """Write the indexes of all splits, then their manifests."""
-    fields, labels = _settle(splits, jobs, options)
-    classes: tuple[str, ...] = ()
-    if any(field.name == "label" for field in fields):
-        table = splits[0].table
-        classes = table.classes if table is not None else labels.settle(splits[0].root)
-    datasets = [
-        _write_indexes(path, split, [job for job in jobs if job.split is split], fields, labels, classes)
-        for split in splits
-    ]
+    common = _settle(splits, jobs, options)
+    datasets = [_write_indexes(path, split, [job for job in jobs if job.split is split], common) for split in splits]
     for dataset in datasets:
         save_manifest(dataset.manifest, dataset.path)
     return datasets
 
 
-def _settle(
-    splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
-) -> tuple[list[AdoptedField], Labels]:
-    """Return the fields that all splits have, and the labels of all shards."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Common:
+    """What the shards of all splits have in common.
+
+    Attributes:
+        fields, classes, labels: one mapping for all.
+        prefixes: what stands before the keys of each shard; empty where no two shards hold the same key.
+    """
+
+    fields: Sequence[AdoptedField]
+    classes: tuple[str, ...]
+    labels: Labels
+    prefixes: Mapping[_Job, str]
+
+
+def _settle(splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions) -> _Common:
+    """Return what the surveys of all shards have in common."""
+    root = splits[0].root
     labels = Labels(options.classes())
-    if splits[0].table is not None:
-        return folder_fields(splits[0].table.labelled), labels
-    found = FoundFields()
-    if splits[0].mds:
-        task = jobs[0].task
-        fields = mds_fields_adopted(task.mds[1]) if task.mds else []
+    prefixes: dict[_Job, str] = {}
+    if (table := splits[0].table) is not None:
+        fields = folder_fields(table.labelled)
+        return _Common(fields=fields, classes=table.classes, labels=labels, prefixes=prefixes)
+    if jobs[0].task.mds is not None:
+        fields = mds_fields_adopted(jobs[0].task.mds[1])
     else:
-        for job in jobs:
-            found.add(_loaded(job), job.where)
-        if not found.parts:
-            raise SourceError(
-                f"there are no samples in {splits[0].root}; expected members named like 0001.jpg and 0001.cls"
-            )
-        fields = tar_fields(found)
-        if fields[0].name != "image":
-            raise SourceError(
-                f"no sample in {splits[0].root} has an image: its members end in {', '.join(sorted(found.parts))}; "
-                "expected jpg, png, webp and the like"
-            )
+        fields = _tar_fields(jobs, root)
+        prefixes = _prefixes(jobs)
     label = next((field for field in fields if field.name == "label"), None)
-    if label is not None:
-        for job in jobs:
-            labels.add(column_values(_loaded(job), label, job.where))
-    return fields, labels
+    if label is None:
+        return _Common(fields=fields, classes=(), labels=labels, prefixes=prefixes)
+    for job in jobs:
+        labels.add(column_values(_loaded(job), label, job.where))
+    return _Common(fields=fields, classes=labels.settle(root), labels=labels, prefixes=prefixes)
+
+
+def _tar_fields(jobs: Sequence[_Job], root: str) -> list[AdoptedField]:
+    found = FoundFields()
+    for job in jobs:
+        found.add(_loaded(job), job.where)
+    if not found.parts:
+        raise SourceError(f"there are no samples in {root}; expected members named like 0001.jpg and 0001.cls")
+    fields = tar_fields(found)
+    if fields[0].name != "image":
+        raise SourceError(
+            f"no sample in {root} has an image: its members end in {', '.join(sorted(found.parts))}; expected jpg, "
+            "png, webp and the like"
+        )
+    return fields
+
+
+def _prefixes(jobs: Sequence[_Job]) -> dict[_Job, str]:
+    """Return what stands before keys, if two archives hold the same one, as in a build of them."""
+    keys = (key for job in jobs for key in _loaded(job).table.column("key").to_pylist())
+    digests = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), np.uint64)
+    if len(np.unique(digests)) == len(digests):
+        return {}
+    return dict(zip(jobs, archive_prefixes([job.where for job in jobs]), strict=True))
 
 
 def _loaded(job: _Job) -> Survey:
@@ -337,21 +287,19 @@ def _write_indexes(
     path: Path,
     split: AdoptableSplit,
     jobs: Sequence[_Job],
-    fields: Sequence[AdoptedField],
-    labels: Labels,
-    classes: tuple[str, ...],
+    common: _Common,
 ) -> AdoptedDataset:
     """Write the indexes of a split; return its dataset, whose manifest is not written yet."""
-    folder = _folder(path, split)
+    folder = split_folder(path, split)
     order = SortedLabels()
     records = []
     unreadable = dropped = 0
     for job in jobs:
         found = _loaded(job)
         values: dict[str, Any] = {
-            field.name: column_values(found, field, job.where) for field in fields if not field.field.stored
+            field.name: column_values(found, field, job.where) for field in common.fields if not field.field.stored
         }
-        index = adopted_index(found, job.task.name, fields, values, labels)
+        index = adopted_index(found, job.task.name, common.fields, values, common.labels, common.prefixes.get(job))
         unreadable += index.unreadable
         dropped += index.dropped
         order.add(index.labels)
@@ -363,13 +311,13 @@ def _write_indexes(
     shuffled = split.format != "folder"
     manifest = new_manifest(
         shards=shard_table(records),
-        fields={field.name: field.field for field in fields},
-        classes=classes,
+        fields={field.name: field.field for field in common.fields},
+        classes=common.classes,
         split=split.split,
         shuffled=shuffled,
         build={"adopted": True},
         shard_format=split.format,
-        origin=None if _in_place(path, split) else split.root,
+        origin=None if is_in_place(path, split) else split.root,
     )
     return AdoptedDataset(
         path=folder,

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import xxhash
 
 from feeder.shards.errors import SourceError
-from feeder.shards.storage import Folder
+from feeder.shards.storage import Folder, LocalFolder
 
-_PIECE_BYTES = 4 << 20  # of one read or request; the latency of a request is small beside it
-_PIECES = 4  # asked for at once: remote storage answers them side by side
+_LOCAL_PIECE_BYTES = 1 << 20  # fits a core's cache: pieces of 4 MiB take twice the CPU
+_REMOTE_PIECE_BYTES = 4 << 20  # the latency of a request is small beside it
+_REMOTE_PIECES = 4  # asked for at once: remote storage answers them side by side
 
 
 class SequentialShard:
@@ -34,6 +35,9 @@ class SequentialShard:
         self._start = 0  # of the window
         self._end = 0
         self._digest = xxhash.xxh3_128()
+        local = isinstance(folder, LocalFolder)
+        self._piece_bytes = _LOCAL_PIECE_BYTES if local else _REMOTE_PIECE_BYTES
+        self._pieces = 1 if local else _REMOTE_PIECES
         self._watch = watch
 
     def read(self, offset: int, size: int) -> bytes:
@@ -63,9 +67,9 @@ class SequentialShard:
 
     def _fetch(self, wanted: int) -> bytes:
         """Return the next bytes, at least as many as wanted where there are."""
-        stop = min(self._end + max(wanted, _PIECE_BYTES * _PIECES), self.size_bytes)
-        starts = range(self._end, stop, _PIECE_BYTES)
-        ranges = [(self._name, start, min(_PIECE_BYTES, stop - start)) for start in starts]
+        stop = min(self._end + max(wanted, self._piece_bytes * self._pieces), self.size_bytes)
+        starts = range(self._end, stop, self._piece_bytes)
+        ranges = [(self._name, start, min(self._piece_bytes, stop - start)) for start in starts]
         pieces = self._folder.read_ranges(ranges)
         for (_, start, size), piece in zip(ranges, pieces, strict=True):
             if len(piece) != size:

@@ -87,16 +87,28 @@ def cut_by_file(table: SampleTable, files: Sequence[str], numbers: NDArray[np.in
     Raises:
         SourceError: the names of some files tell a split, and those of others none.
     """
+    splits = splits_of(files, root)
+    if not splits:
+        return [table]
+    codes = np.array([SPLITS.index(split) for split in splits], np.int64)
+    return cut_table(table, codes[numbers], SPLITS)
+
+
+def splits_of(files: Sequence[str], root: str) -> list[str]:
+    """Return the split of each file, where their names below the root tell two or more; else [].
+
+    Raises:
+        SourceError: the names of some files tell a split, and those of others none.
+    """
     splits = [split_of(file.removeprefix(root)) for file in files]
     if len(set(splits) - {None}) < 2:
-        return [table]
+        return []
     if None in splits:
         raise SourceError(
             f"{readable(root)} holds files of the splits {', '.join(sorted(set(filter(None, splits))))} and "
             f"{readable(files[splits.index(None)])}, which is of none; name the files of one split, or move it away"
         )
-    codes = np.array([SPLITS.index(split) for split in splits if split], np.int64)
-    return cut_table(table, codes[numbers], SPLITS)
+    return [split for split in splits if split]
 
 
 def split_of(path: str) -> str | None:
@@ -127,7 +139,7 @@ def _keys(archives: Sequence[TarSamples]) -> PathTable:
     digests = np.array([xxhash.xxh3_64_intdigest(key) for archive in archives for key in _encoded(archive)], np.uint64)
     if len(np.unique(digests)) == len(digests):
         return PathTable(key for archive in archives for key in archive.keys)
-    prefixes = _prefixes([archive.where for archive in archives])
+    prefixes = archive_prefixes([archive.where for archive in archives])
     return PathTable(
         f"{prefix}/{key}" for prefix, archive in zip(prefixes, archives, strict=True) for key in archive.keys
     )
@@ -137,8 +149,8 @@ def _encoded(archive: TarSamples) -> Iterable[bytes]:
     return (archive.keys.encoded(row) for row in range(len(archive)))
 
 
-def _prefixes(files: Sequence[str]) -> list[str]:
-    """Return the names of files without extension; with the folder above where two have the same."""
+def archive_prefixes(files: Sequence[str]) -> list[str]:
+    """Return what tells archives apart: their names without extension, and the folder above where two have the same."""
     stems = [file.rpartition("/")[2].removesuffix(".tar") for file in files]
     if len(set(stems)) == len(stems):
         return stems

@@ -4,6 +4,9 @@ import gzip
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +22,9 @@ from feeder.shards.adopting import adopt
 from feeder.shards.errors import DestinationError, SourceError
 from feeder.shards.manifest import Manifest, load_manifest
 from feeder.shards.reading import open_dataset
-from feeder.shards.sources.options import SourceOptions
+from feeder.shards.sources import SourceOptions, open_source
 from feeder.shards.verify import verify
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.writing import BuildOptions, build, build_tables
 from tests.images import encoded, write_image_folder
 from tests.mds_sets import write_mds
 from tests.servers.s3_server import S3Bucket
@@ -78,6 +81,12 @@ def built(image_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "built"
 
 
+def converted(source: Path, dest: Path) -> Path:
+    """Build a dataset from any source, in its order."""
+    build_tables(open_source(source), dest, BuildOptions(shuffle=False))
+    return dest
+
+
 # The same samples as a build ------------------------------------------------------------------------------------------
 
 
@@ -86,6 +95,7 @@ def test_an_image_folder_has_the_samples_of_its_build(image_folder: Path, built:
     report = adopt(image_folder, tmp_path / "out")
     assert_same_samples(tmp_path / "out", built)
     assert_same_samples(tmp_path / "out", image_folder)
+    assert_same_samples(tmp_path / "out", converted(tmp_path / "out", tmp_path / "converted"))
     assert_whole(tmp_path / "out")
     manifest = report.datasets[0].manifest
     assert load_manifest(tmp_path / "out") == manifest
@@ -102,6 +112,8 @@ def test_tar_archives_have_the_samples_of_the_build(kind: str, image_folder: Pat
     report = adopt(str(tmp_path / "tars" / "train-{000000..000003}.tar"), tmp_path / "out")
     assert_same_samples(tmp_path / "out", built)
     assert_whole(tmp_path / "out")
+    assert_same_samples(tmp_path / "out", converted(tmp_path / "tars", tmp_path / "converted"))
+    assert_same_samples(tmp_path / "out", converted(tmp_path / "out", tmp_path / "converted-again"))
     manifest = report.datasets[0].manifest
     assert (manifest.format, manifest.origin, manifest.shuffled) == ("tar", str(tmp_path / "tars"), True)
     assert manifest.shards.names == [f"train-00000{number}.tar" for number in range(4)]
@@ -115,6 +127,8 @@ def test_an_mds_set_has_the_samples_of_the_build(image_folder: Path, built: Path
     report = adopt(tmp_path / "mds", tmp_path / "out")
     assert_same_samples(tmp_path / "out", built)
     assert_whole(tmp_path / "out")
+    assert_same_samples(tmp_path / "out", converted(tmp_path / "out", tmp_path / "converted"))
+    assert values(tmp_path / "converted", "name") == [sample["name"] for sample in samples]
     manifest = report.datasets[0].manifest
     assert (manifest.format, manifest.origin, manifest.shuffled) == ("mds", str(tmp_path / "mds"), True)
     assert values(tmp_path / "out", "name") == [sample["name"] for sample in samples]
@@ -148,6 +162,35 @@ def test_splits_become_datasets_of_one_mapping(image_folder: Path, tmp_path: Pat
         for split in splits:
             assert_whole(tmp_path / "out" / source / split)
             assert load_manifest(tmp_path / "out" / source / split).origin == str(tmp_path / source / split)
+
+
+def test_names_of_archives_tell_splits_as_in_a_build(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name, number in (("in1k-train-0.tar", 1), ("in1k-train-1.tar", 2), ("in1k-validation-0.tar", 3)):
+        write_tar(data / name, [(f"{number}.jpg", encoded(number)), (f"{number}.cls", b"%d" % number)])
+    build_tables(open_source(data), tmp_path / "built", BuildOptions(shuffle=False))
+    for dest in (tmp_path / "out", data):
+        adopt(data, dest)
+        for split, names in (
+            ("train", ["in1k-train-0.tar", "in1k-train-1.tar"]),
+            ("validation", ["in1k-validation-0.tar"]),
+        ):
+            manifest = load_manifest(dest / split)
+            assert (manifest.origin, manifest.shards.names, manifest.split) == (str(data), names, split)
+            assert_same_samples(dest / split, tmp_path / "built" / split)
+            assert_whole(dest / split)
+
+
+def test_keys_that_two_archives_share_get_the_name_of_theirs(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / "data" / f"{number}.tar", [("a.jpg", encoded(number)), ("b.jpg", encoded(number + 2))])
+    build_tables(open_source(tmp_path / "data"), tmp_path / "built", BuildOptions(shuffle=False))
+    adopt(tmp_path / "data", tmp_path / "out")
+    keys = open_dataset(tmp_path / "out").describe(np.arange(4)).keys
+    assert keys == ["0/a", "0/b", "1/a", "1/b"]
+    assert open_dataset(tmp_path / "built").describe(np.arange(4)).keys == keys
+    assert_same_samples(tmp_path / "out", tmp_path / "built")
+    assert_whole(tmp_path / "out")
 
 
 def test_in_place_the_manifest_stands_beside_the_shards(image_folder: Path, built: Path, tmp_path: Path) -> None:
@@ -186,9 +229,9 @@ def test_members_become_fields_and_may_be_absent(tmp_path: Path) -> None:
         ("0003.png", encoded(3, format="PNG")),
         ("0003.cls", b"7"),
     ]
-    write_tar(tmp_path / "a.tar", members[:4])
-    write_tar(tmp_path / "b.tar", members[4:])
-    adopt([tmp_path / "a.tar", tmp_path / "b.tar"], tmp_path / "out")
+    write_tar(tmp_path / "data" / "a.tar", members[:4])
+    write_tar(tmp_path / "data" / "b.tar", members[4:])
+    adopt([tmp_path / "data" / "a.tar", tmp_path / "data" / "b.tar"], tmp_path / "out")
     reader = open_dataset(tmp_path / "out")
     ids = np.arange(3)
     kinds = {name: field.type for name, field in reader.manifest.fields.items()}
@@ -207,6 +250,13 @@ def test_members_become_fields_and_may_be_absent(tmp_path: Path) -> None:
     assert reader.values(ids, "caption") == ["an ant", None, None]
     assert reader.describe(ids).labels.tolist() == [-1, -1, 7]
     assert_whole(tmp_path / "out")
+    build_tables(open_source(tmp_path / "data"), tmp_path / "built", BuildOptions(shuffle=False))
+    other = open_dataset(tmp_path / "built")
+    assert {name: field.type for name, field in other.manifest.fields.items()} == kinds
+    for name, kind in kinds.items():
+        if kind in ("image", "json", "bytes"):
+            assert other.read(ids, name)[1] == reader.read(ids, name)[1]
+    assert other.values(ids, "caption") == reader.values(ids, "caption")
 
 
 def test_archives_of_img2dataset_bring_their_columns_and_statuses(tmp_path: Path) -> None:
@@ -374,6 +424,41 @@ def test_a_shard_of_another_size_is_read_again(image_folder: Path, tmp_path: Pat
     assert (report.surveyed, report.kept) == (2, 2)
     assert everything(tmp_path / "out")[1][0] == encoded(1)
     assert_whole(tmp_path / "out")
+
+
+KILLED = """
+import os, signal, sys
+from feeder.shards import adopting
+source, dest, moment = sys.argv[1], sys.argv[2], int(sys.argv[3])
+count = 0
+
+def counted(function):
+    def call(*arguments):
+        global count
+        result = function(*arguments)
+        count += 1
+        if count == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+
+for name in ("survey", "_write_index", "save_manifest"):
+    setattr(adopting, name, counted(getattr(adopting, name)))
+adopting.adopt(source, dest)
+"""
+
+
+@pytest.mark.parametrize("moment", [1, 3, 6, 8])  # 3 surveys, 3 indexes and 2 manifests
+def test_an_adoption_that_was_killed_ends_like_an_undisturbed_one(moment: int, tmp_path: Path) -> None:
+    write_tar(tmp_path / "data" / "train" / "0.tar", [("0.jpg", encoded(0)), ("0.cls", b"0")])
+    write_tar(tmp_path / "data" / "train" / "1.tar", [("1.jpg", encoded(1)), ("1.cls", b"1")])
+    write_tar(tmp_path / "data" / "val" / "0.tar", [("2.jpg", encoded(2)), ("2.cls", b"2")])
+    adopt(tmp_path / "data", tmp_path / "undisturbed")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "data"), str(tmp_path / "out"), str(moment)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    report = adopt(tmp_path / "data", tmp_path / "out")
+    assert report.kept == min(moment, 3)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
 def test_two_at_one_destination_do_not_meet(image_folder: Path, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from feeder.shards import sequential
 from feeder.shards.errors import SourceError
 from feeder.shards.sequential import SequentialShard
-from feeder.shards.storage import LocalFolder
+from feeder.shards.storage import LocalFolder, RemoteFolder
 
 DATA = bytes(range(256)) * 40
 
 
-class CountingFolder(LocalFolder):
+class CountingFolder(RemoteFolder):
     """A folder in memory that remembers what was read, and may become shorter."""
 
     def __init__(self, data: bytes, size: int | None = None) -> None:
@@ -35,7 +35,8 @@ class CountingFolder(LocalFolder):
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequential, "_PIECE_BYTES", 64)
+    monkeypatch.setattr(sequential, "_LOCAL_PIECE_BYTES", 64)
+    monkeypatch.setattr(sequential, "_REMOTE_PIECE_BYTES", 64)
 
 
 @settings(deadline=None)
@@ -77,6 +78,15 @@ def test_a_shard_that_becomes_shorter_is_refused() -> None:
         "/nowhere/a.tar changed while it was read: got 36 bytes at offset 64, expected 64; run the command again when "
         "it is at rest"
     )
+
+
+def test_a_local_shard_is_read_in_small_pieces(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    shard = SequentialShard(LocalFolder(str(tmp_path)), "a")
+    assert shard.read(0, 64) == DATA[:64]
+    assert len(shard._window) == 64
+    assert shard.read(1_000, 5_000) == DATA[1_000:6_000]
+    assert shard.finish() == xxhash.xxh3_128_hexdigest(DATA)
 
 
 def test_an_empty_shard_has_a_digest(tmp_path: Path) -> None:
