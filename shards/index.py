@@ -43,6 +43,15 @@ VERSION = "1"
 SCALARS = "scalars"  # stands for the member that holds the scalar fields together
 
 _COLUMN_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+_FIXED_TYPES = {"key": pa.string(), "source": pa.string(), "label": pa.int64()}
+_PART_TYPES = {
+    "offset": pa.int64(),
+    "size": pa.int64(),
+    "crc32c": pa.uint32(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "format": pa.uint8(),
+}
 _CASTS: dict[str, Literal["q", "I", "i", "B"]] = {"int64": "q", "uint32": "I", "int32": "i", "uint8": "B"}
 
 
@@ -221,6 +230,30 @@ def open_index(buffer: Any, where: str, *, samples: int, shard_digest: str, inde
             f"index {where} holds {table.num_rows} samples, but the manifest says {samples}; build the dataset again"
         )
     return ShardIndex(table)
+
+
+def parse_index(data: bytes, where: str) -> tuple[ShardIndex, str]:
+    """Return an index whose digest nobody knows, and the digest of its shard that it names.
+
+    Any byte of it may be altered: it is safe to read, but need not be right.
+
+    Raises:
+        ShardError: it cannot be read.
+    """
+    schema, table = _parsed(data, where)
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    try:
+        table.validate(full=True)
+        for name, column in zip(schema.names, table.columns, strict=True):
+            expected = _FIXED_TYPES.get(name) or _PART_TYPES.get(name.rpartition(".")[2] if "." in name else "")
+            if expected is not None and (column.type != expected or column.null_count):
+                raise ValueError(f"the column {name} is none of an index")
+        index = ShardIndex(table)
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise ShardError(f"index {where} is damaged ({error}); copy it again from the dataset's origin") from error
+    if metadata.get(b"shardfeed.index", b"").decode("utf-8", "replace") != VERSION:
+        raise ShardError(f"index {where} is damaged (its version is lost); copy it again from the dataset's origin")
+    return index, metadata.get(b"shard_digest", b"").decode("utf-8", "replace")
 
 
 def _parsed(buffer: Any, where: str) -> tuple[pa.Schema, pa.RecordBatch]:

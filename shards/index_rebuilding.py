@@ -66,13 +66,15 @@ def rebuild_index(shard: SequentialShard, shard_format: str, fields: Mapping[str
     if shard_format == "arrow":
         return _from_batches(shard, fields)
     rows = _Rows(fields)
-    damage = ""
+    damage, last_is_whole = "", False
     try:
-        for name, offset, data in _members(shard):
-            rows.add(name, offset, data)
+        end = rows.take(shard)
+        if end + len(END) != shard.size_bytes:
+            last_is_whole = end + len(END) > shard.size_bytes  # cut within the zero blocks after it
+            damage = f"{shard.where} is not a whole tar archive: it ends at byte {end} of {shard.size_bytes}"
     except (ShardError, SourceError) as error:
         damage = str(error)
-    return rows.finish(damage)
+    return rows.finish(damage, last_is_whole=last_is_whole)
 
 
 def _from_batches(shard: SequentialShard, fields: Mapping[str, Field]) -> RebuiltIndex:
@@ -86,22 +88,6 @@ def _from_batches(shard: SequentialShard, fields: Mapping[str, Field]) -> Rebuil
     return RebuiltIndex(columns=columns, extensions=[], damage=damage)
 
 
-def _members(shard: SequentialShard) -> Iterator[tuple[str, int, bytes]]:
-    """Yield name, offset and bytes of each member."""
-    walk = walk_tar(TarFile(shard.where, shard.size_bytes, shard.read, LOCAL_READ_BYTES))
-    while True:
-        try:
-            member = next(walk)
-        except StopIteration as stop:
-            if stop.value + len(END) != shard.size_bytes:
-                raise ShardError(
-                    f"{shard.where} ends at byte {stop.value}, before the end of its {shard.size_bytes} bytes; copy it "
-                    "again from its origin"
-                ) from None
-            return
-        yield member.name, member.offset, shard.read(member.offset, member.size)
-
-
 class _Rows:
     """Gathers the members of a tar shard: a row a sample."""
 
@@ -112,12 +98,22 @@ class _Rows:
         self._rows: list[dict[str, Any]] = []
         self._extensions: list[str] = []
 
-    def add(self, name: str, offset: int, data: bytes) -> None:
-        """Take a member.
+    def take(self, shard: SequentialShard) -> int:
+        """Take the members of a shard; return where the blocks that end it begin.
 
         Raises:
-            ShardError: it is none that a build writes.
+            ShardError: a member is none that a build writes.
+            SourceError: the archive is cut or damaged; what stands before was taken.
         """
+        walk = walk_tar(TarFile(shard.where, shard.size_bytes, shard.read, LOCAL_READ_BYTES))
+        while True:
+            try:
+                member = next(walk)
+            except StopIteration as stop:
+                return int(stop.value)
+            self._add(member.name, member.offset, shard.read(member.offset, member.size))
+
+    def _add(self, name: str, offset: int, data: bytes) -> None:
         key, extension = split_name(name) or ("", "")
         field = self._by_extension.get(extension)
         if field is None:
@@ -153,10 +149,10 @@ class _Rows:
     def _is_image(self, member: str) -> bool:
         return member != SCALARS and self._fields[member].type == "image"
 
-    def finish(self, damage: str) -> RebuiltIndex:
+    def finish(self, damage: str, *, last_is_whole: bool) -> RebuiltIndex:
         """Return the rows of whole samples as columns."""
         rows, extensions = self._rows, self._extensions
-        if damage:
+        if damage and not last_is_whole:
             rows, extensions = rows[:-1], extensions[:-1]
         if strange := next((row["key"] for row in rows if "image.offset" not in row), None):
             damage = damage or f"its sample {strange!r} has no image"

@@ -1,0 +1,245 @@
+"""The shards of ours in a folder whose manifest is lost: which there are, what they hold, and their records.
+
+Of shards with one number the newest counts: a later generation put it in the place of the others. The index of a shard
+names the digest of its shard, so that the two find each other whatever they are called.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from feeder.shards.errors import ShardError
+from feeder.shards.fields import LABEL, Field
+from feeder.shards.formats import WRITTEN_FORMATS
+from feeder.shards.index import SCALARS, ShardIndex, index_name, parse_index
+from feeder.shards.index_rebuilding import rebuild_index
+from feeder.shards.member_fields import member_fields
+from feeder.shards.members import split_name, walk_samples
+from feeder.shards.packing import sample_ends
+from feeder.shards.sequential import SequentialShard
+from feeder.shards.shard_table import ShardRecord, segment_starts
+from feeder.shards.storage import Folder
+from feeder.shards.tar import BLOCK
+
+UNKNOWN_DIGEST = "0" * 32  # of no file: what is held against it counts as damaged
+
+_SHARD = re.compile(rf"shard-(\d{{6,}})(?:\.g(\d{{6}}))?\.({'|'.join(WRITTEN_FORMATS)})")
+_INDEX = re.compile(r"shard-(\d{6,})(?:\.g(\d{6}))?\.idx\.arrow")
+_TYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FoundShard:
+    """A shard and its index.
+
+    Attributes:
+        name: of the shard.
+        index_name, index: of its index; None where none is there that can be read.
+        index_digest, shard_digest: of the bytes of the index, and the digest of its shard that it names.
+    """
+
+    name: str
+    index_name: str | None = None
+    index: ShardIndex | None = None
+    index_digest: str = UNKNOWN_DIGEST
+    shard_digest: str = UNKNOWN_DIGEST
+
+
+def newest_generation(files: Iterable[str]) -> int:
+    """Return the highest generation that names of shards and indexes tell of."""
+    found = (match for name in files if (match := _SHARD.fullmatch(name) or _INDEX.fullmatch(name)))
+    return max((int(match[2] or 0) for match in found), default=0)
+
+
+def find_shards(folder: Folder, files: Iterable[str]) -> tuple[str, list[FoundShard]]:
+    """Return the format of the shards in a folder, and the shards by their numbers; "" where there are none.
+
+    Raises:
+        StorageError: an index cannot be read.
+    """
+    newest: dict[tuple[str, int], tuple[int, str]] = {}
+    indexes: dict[int, list[tuple[int, str]]] = {}
+    for name in files:
+        if match := _SHARD.fullmatch(name):
+            place = match[3], int(match[1])
+            newest[place] = max(newest.get(place, (-1, "")), (int(match[2] or 0), name))
+        elif match := _INDEX.fullmatch(name):
+            indexes.setdefault(int(match[1]), []).append((int(match[2] or 0), name))
+    formats = sorted({shard_format for shard_format, _ in newest}, key=lambda one: -sum(f == one for f, _ in newest))
+    if not formats:
+        return "", []
+    numbers = sorted(number for shard_format, number in newest if shard_format == formats[0])
+    return formats[0], [
+        _with_index(folder, newest[formats[0], number][1], sorted(indexes.get(number, []), reverse=True))
+        for number in numbers
+    ]
+
+
+def _with_index(folder: Folder, name: str, candidates: list[tuple[int, str]]) -> FoundShard:
+    """Return a shard with the first of some indexes that is of it; else with the one called as it is."""
+    own = index_name(name)
+    readable = []
+    for _, candidate in candidates:
+        data = folder.read(candidate)
+        try:
+            index, shard_digest = parse_index(data, folder.where(candidate))
+        except ShardError:
+            continue
+        readable.append(
+            FoundShard(
+                name=name,
+                index_name=candidate,
+                index=index,
+                index_digest=xxhash.xxh3_128_hexdigest(data),
+                shard_digest=shard_digest,
+            )
+        )
+    if not readable:
+        return FoundShard(name=name)
+    called = next((one for one in readable if one.index_name == own), readable[0])
+    if len({one.shard_digest for one in readable}) == 1:
+        return readable[0]
+    digest = SequentialShard(folder, name).finish()
+    return next((one for one in readable if one.shard_digest == digest), called)
+
+
+# Fields --------------------------------------------------------------------------------------------------------------
+
+
+def found_fields(folder: Folder, shard_format: str, shards: Iterable[FoundShard]) -> dict[str, Field]:
+    """Return the fields of shards, as their indexes tell, or without any index the members of a tar; or none."""
+    listed = list(shards)
+    for shard in listed:
+        if shard.index is not None:
+            return _fields_of(folder, shard_format, shard.name, shard.index)
+    if shard_format == "tar":
+        for shard in listed:
+            samples = walk_samples(folder.where(shard.name), keep_damaged=True)
+            if len(samples):
+                found = {one.name: one.field for one in member_fields(samples.extensions)}
+                return found | ({"label": LABEL} if "label" in found else {})
+    return {}
+
+
+def _fields_of(folder: Folder, shard_format: str, name: str, index: ShardIndex) -> dict[str, Field]:
+    fields: dict[str, Field] = {}
+    extensions = _member_extensions(folder, name, index) if shard_format == "tar" else {}
+    for column in index.names:
+        if column.endswith(".offset"):
+            field = column.removesuffix(".offset")
+            if f"{field}.format" in index:
+                fields[field] = Field(type="image")
+            elif field not in index and field != SCALARS:
+                extension = extensions.get(field)
+                fields[field] = Field(type="json" if extension == "json" else "bytes", extension=extension)
+    for column in index.names:
+        kind = _TYPES.get(index.column(column).type)
+        if column == "label":
+            fields[column] = LABEL
+        elif kind is not None and column not in ("key", "source") and not _describes(column, fields):
+            fields[column] = Field(type=kind, extension=extensions.get(column) if kind == "string" else None)
+    return fields
+
+
+def _describes(column: str, fields: Mapping[str, Field]) -> bool:
+    """Say whether a column tells of a field or a member, and is none itself."""
+    field, _, part = column.rpartition(".")
+    return part in ("offset", "size") and bool(field)
+
+
+def _member_extensions(folder: Folder, name: str, index: ShardIndex) -> dict[str, str]:
+    """Return the extensions of members of a tar, by field, from one header of each."""
+    extensions = {}
+    for field in index.stored_fields:
+        sizes = np.asarray(index.stored(field).sizes)
+        row = int(np.argmax(sizes >= 0))
+        if sizes[row] < 0:
+            continue
+        header = folder.read_ranges([(name, index.stored(field).offsets[row] - BLOCK, BLOCK)])[0]
+        parts = split_name(header[:100].partition(b"\0")[0].decode("ascii", "replace"))
+        if parts is not None and parts[0] == index.keys[row]:
+            extensions[field] = parts[1]
+    return extensions
+
+
+# Records -------------------------------------------------------------------------------------------------------------
+
+
+def found_record(
+    folder: Folder, shard_format: str, fields: Mapping[str, Field], shard: FoundShard, line: ShardRecord | None
+) -> ShardRecord | None:
+    """Return a record of a shard, such that what it names in vain is damaged; None where no sample is to be found.
+
+    Args:
+        folder, shard_format, fields: of the dataset; fields that no shard holds do not count.
+        shard: the shard and its index.
+        line: what the damaged manifest says of it, if that can still be read.
+
+    Raises:
+        StorageError: the shard cannot be read.
+    """
+    there = SequentialShard(folder, shard.name)
+    size_bytes = there.size_bytes
+    held = {name: field for name, field in fields.items() if _held(field, name, shard.index)}
+    rebuilt = rebuild_index(there, shard_format, held)
+    digest = there.finish()
+    index = shard.index
+    if index is not None and digest == shard.shard_digest and not rebuilt.damage:
+        dropped = _left_out(index, rebuilt.columns)
+        known = line is not None and line.index_digest == shard.index_digest
+        if dropped is not None or known:
+            return _record(shard, index, digest, size_bytes, dropped or 0)
+        # the index is damaged: what it left out must not come back
+        more = max(len(rebuilt) - index.num_samples, 0)
+        samples = line.samples if line is not None else len(rebuilt) - more
+        return dataclasses.replace(
+            _record(shard, index, digest, size_bytes, more), samples=samples, index_digest=UNKNOWN_DIGEST
+        )
+    if index is not None:
+        return _record(shard, index, shard.shard_digest, size_bytes, 0)
+    samples = line.samples if line is not None else len(rebuilt)
+    if not samples:
+        return None
+    return ShardRecord(
+        name=shard.name,
+        samples=samples,
+        size_bytes=size_bytes,
+        digest=UNKNOWN_DIGEST if rebuilt.damage else digest,
+        index_digest=line.index_digest if line is not None else UNKNOWN_DIGEST,
+        index=line.index if line is not None else None,
+        dropped=line.dropped if line is not None else 0,
+    )
+
+
+def _held(field: Field, name: str, index: ShardIndex | None) -> bool:
+    return field.stored or index is None or name in index
+
+
+def _record(shard: FoundShard, index: ShardIndex, digest: str, size_bytes: int, dropped: int) -> ShardRecord:
+    columns = {name: index.column(name) for name in index.names if name.endswith((".offset", ".size"))}
+    return ShardRecord(
+        name=shard.name,
+        samples=index.num_samples,
+        size_bytes=size_bytes,
+        digest=digest,
+        index_digest=shard.index_digest,
+        index=shard.index_name,
+        dropped=dropped,
+        segments=segment_starts(sample_ends(columns), size_bytes),
+    )
+
+
+def _left_out(index: ShardIndex, columns: Mapping[str, pa.Array]) -> int | None:
+    """Return how many samples of a shard its index leaves out; None if the two contradict each other."""
+    rows = pc.index_in(index.column("key"), value_set=columns["key"])
+    if rows.null_count:
+        return None
+    for name, column in columns.items():
+        if name not in index or column.take(rows).to_pylist() != index.values(name):
+            return None
+    return len(columns["key"]) - index.num_samples
