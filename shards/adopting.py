@@ -37,16 +37,17 @@ from feeder.shards.adopted import (
     mds_fields_adopted,
     tar_fields,
 )
-from feeder.shards.adoption_folder import LOCK_NAME, claim_adoption, is_in_place, split_folder
+from feeder.shards.adoption_folder import LOCK_NAME, claim_adoption, is_in_place, prefix_of
 from feeder.shards.destinations.local import hold_marker
+from feeder.shards.destinations.protocol import Destination
 from feeder.shards.errors import DestinationError, ShardsError, SourceError
 from feeder.shards.index import encode_index, index_name
-from feeder.shards.manifest import Manifest, new_manifest, save_manifest
+from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new_manifest
 from feeder.shards.mds import MdsFields, MdsShard, mds_fields, walk_mds
 from feeder.shards.shard_table import ShardRecord, segment_starts, shard_table
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.sources.webdataset import archive_prefixes
-from feeder.shards.storage import flush_folder, open_folder, staged_file
+from feeder.shards.storage import open_folder
 from feeder.shards.surveys import Survey, SurveyTask, load_survey, survey
 from feeder.shards.workers import run_tasks
 
@@ -58,14 +59,14 @@ class AdoptedDataset:
     """One dataset that was adopted: a whole one, or a split.
 
     Attributes:
-        path: where its manifest and indexes are.
+        url: the path or URL of the folder with its manifest and indexes.
         manifest: its manifest.
         unreadable: samples whose image has a header that cannot be parsed.
         dropped: samples that have no image, which were left out.
         labels_look_sorted: labels come in runs, though the dataset is taken as shuffled.
     """
 
-    path: Path
+    url: str
     manifest: Manifest
     unreadable: int
     dropped: int
@@ -99,8 +100,8 @@ def adopt(
     Args:
         sources: tar archives by path, URL or pattern; or one folder or URL of archives, of an MDS set, or of images;
             see `feeder.shards.adoptable`.
-        dest: a local folder that is empty or does not exist, or the folder of the shards itself; splits go to
-            ``dest/train`` and so on.
+        dest: a folder, local or a URL of fsspec, that is empty or does not exist, or that of the shards itself; splits
+            go to ``dest/train`` and so on.
         options: the file of classes counts; nothing else does.
         workers: processes that read shards; 1 reads in this process.
         start: called with the number of shards to read and their bytes; returns what is called with numbers of shards
@@ -117,16 +118,16 @@ def adopt(
     options = options or SourceOptions()
     listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     splits = find_adoptable(listed, options)
-    with claim_adoption(dest, splits) as (path, scratch):
+    with claim_adoption(dest, splits) as (folder, scratch):
         try:
             jobs = [job for split in splits for job in _jobs(split, scratch)]
             surveyed = _run(jobs, workers, scratch / LOCK_NAME, start)
-            datasets = _commit(path, splits, jobs, options)
+            datasets = _commit(folder, splits, jobs, options)
         except ShardsError:
             raise
         except OSError as error:
             raise DestinationError(
-                f"cannot write {path}: {error.strerror or error}; free space or choose another destination, and run "
+                f"cannot write {scratch}: {error.strerror or error}; free space or choose another destination, and run "
                 "the command again: what was read is kept"
             ) from error
     return AdoptReport(datasets=datasets, surveyed=surveyed, kept=len(jobs) - surveyed)
@@ -206,13 +207,15 @@ def _run(
 
 
 def _commit(
-    path: Path, splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
+    folder: Destination, splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
 ) -> list[AdoptedDataset]:
     """Write the indexes of all splits, then their manifests."""
     common = _settle(splits, jobs, options)
-    datasets = [_write_indexes(path, split, [job for job in jobs if job.split is split], common) for split in splits]
-    for dataset in datasets:
-        save_manifest(dataset.manifest, dataset.path)
+    datasets = [_write_indexes(folder, split, [job for job in jobs if job.split is split], common) for split in splits]
+    folder.flush()
+    for split, dataset in zip(splits, datasets, strict=True):
+        folder.put(prefix_of(split) + MANIFEST_NAME, encode_manifest(dataset.manifest))
+    folder.flush()
     return datasets
 
 
@@ -284,13 +287,12 @@ def _loaded(job: _Job) -> Survey:
 
 
 def _write_indexes(
-    path: Path,
+    folder: Destination,
     split: AdoptableSplit,
     jobs: Sequence[_Job],
     common: _Common,
 ) -> AdoptedDataset:
     """Write the indexes of a split; return its dataset, whose manifest is not written yet."""
-    folder = split_folder(path, split)
     order = SortedLabels()
     records = []
     unreadable = dropped = 0
@@ -304,8 +306,9 @@ def _write_indexes(
         dropped += index.dropped
         order.add(index.labels)
         if index.samples:
-            digest = _write_index(folder, job.task.name, index, found.digest)
-            records.append(_record(job, found, index, digest))
+            data = encode_index(index.columns, found.digest)
+            folder.put(prefix_of(split) + index_name(job.task.name), data)
+            records.append(_record(job, found, index, xxhash.xxh3_128_hexdigest(data)))
     if not records:
         raise SourceError(f"no sample in {split.root} has an image; expected members named like 0001.jpg")
     shuffled = split.format != "folder"
@@ -317,26 +320,15 @@ def _write_indexes(
         shuffled=shuffled,
         build={"adopted": True},
         shard_format=split.format,
-        origin=None if is_in_place(path, split) else split.root,
+        origin=None if is_in_place(folder.url, split) else split.root,
     )
     return AdoptedDataset(
-        path=folder,
+        url=folder.where(prefix_of(split)).rstrip("/"),
         manifest=manifest,
         unreadable=unreadable,
         dropped=dropped,
         labels_look_sorted=shuffled and order.look_sorted,
     )
-
-
-def _write_index(folder: Path, shard: str, index: AdoptedIndex, shard_digest: str) -> str:
-    """Write the index of a shard; return its digest."""
-    data = encode_index(index.columns, shard_digest)
-    path = folder / index_name(shard)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staged_file(path) as file:
-        file.write(data)
-    flush_folder(path.parent)
-    return xxhash.xxh3_128_hexdigest(data)
 
 
 def _record(job: _Job, found: Survey, index: AdoptedIndex, index_digest: str) -> ShardRecord:

@@ -1,18 +1,23 @@
 """The destination of an adoption, claimed: what may be there before, and what remains after an error.
 
-Surveys stand in ``.adopting`` beside the manifest to be, and so does a file that is locked as long as an adoption works
-there. Its text vouches for what else is in the destination: indexes, and manifests of splits, of an attempt that died.
+In a local destination surveys stand in ``.adopting`` beside the manifest to be, and so does a file that is locked as
+long as an adoption works there. Its text vouches for what else is in the destination: indexes, and manifests of splits,
+of an attempt that died. For a destination behind a URL they stand in a temporary folder and go with the process: an
+adoption that stopped begins anew. Two at once write the same there, and the manifest last.
 """
 
 import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from feeder.shards.adoptable import AdoptableSplit
-from feeder.shards.destinations.local import share_marker
+from feeder.shards.destinations.local import LocalDestination, share_marker
+from feeder.shards.destinations.protocol import Destination
+from feeder.shards.destinations.remote import RemoteDestination
 from feeder.shards.errors import DestinationError
 from feeder.shards.manifest import MANIFEST_NAME
 from feeder.shards.storage import is_remote, local_path
@@ -23,27 +28,58 @@ _LOCK_TEXT = b"An adoption that has not finished: run the same 'feeder index' ag
 
 
 @contextlib.contextmanager
-def claim_adoption(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]) -> Iterator[tuple[Path, Path]]:
-    """Yield the destination and its folder for surveys, locked; the latter goes in the end, if all is well.
+def claim_adoption(
+    dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]
+) -> Iterator[tuple[Destination, Path]]:
+    """Yield the destination, and a local folder for surveys with the locked file in it, which goes if all is well.
 
-    After an error surveys stay for the next attempt; if there are none, nothing does.
+    After an error in a local destination surveys stay for the next attempt; if there are none, nothing does.
 
     Raises:
-        DestinationError: it is no local folder, holds something else, is in use, or cannot be written.
+        DestinationError: it is no folder, holds something else, is in use, or cannot be written.
     """
     text = os.fspath(dest)
     if is_remote(text):
-        raise DestinationError(
-            f"destination {text} is a URL, expected a local folder; adopt into a local folder, then upload that"
-        )
-    path = Path(os.path.abspath(local_path(text)))
+        folder = RemoteDestination(text)
+        for split in splits:
+            if not is_remote(split.root):
+                raise DestinationError(
+                    f"the data lie in the local folder {split.root}, which a dataset at {folder.url} cannot name; "
+                    "choose a local destination, or upload the data first"
+                )
+        _refuse_others(folder.url, folder.entries(), splits)
+        with tempfile.TemporaryDirectory(prefix="feeder-index-") as name:
+            Path(name, LOCK_NAME).touch()
+            yield folder, Path(name)
+    else:
+        with _claimed_locally(Path(os.path.abspath(local_path(text))), splits) as scratch:
+            yield LocalDestination(scratch.parent), scratch
+
+
+def prefix_of(split: AdoptableSplit) -> str:
+    """Return what stands before the names of a split's files in the destination."""
+    return f"{split.split}/" if split.split else ""
+
+
+def is_in_place(url: str, split: AdoptableSplit) -> bool:
+    """Say whether the manifest will stand in the folder of the shards."""
+    return _same_folder(f"{url}/{prefix_of(split)}", split.root)
+
+
+@contextlib.contextmanager
+def _claimed_locally(path: Path, splits: Sequence[AdoptableSplit]) -> Iterator[Path]:
+    """Yield the folder for surveys in a local destination, locked."""
     scratch = path / SCRATCH_NAME
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
+        if path.exists() and not path.is_dir():
+            raise DestinationError(f"destination {path} is a file, expected a folder")
         if not _vouched(scratch / LOCK_NAME):
-            _refuse_others(path, splits)
+            _refuse_others(str(path), _entries(path), splits)
         scratch.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(scratch / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except DestinationError:
+        raise
     except OSError as error:
         raise DestinationError(f"cannot write {path}: {error.strerror or error}; choose another destination") from error
     try:
@@ -51,29 +87,12 @@ def claim_adoption(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit
         share_marker(descriptor, path)  # the workers hold it, too
         with _removed_if_empty(path, created):
             if not _vouched(scratch / LOCK_NAME):  # an adoption that finished meanwhile took its own lock away
-                _refuse_others(path, splits)
+                _refuse_others(str(path), _entries(path), splits)
                 os.pwrite(descriptor, _LOCK_TEXT, 0)
-            yield path, scratch
+            yield scratch
         shutil.rmtree(scratch)
     finally:
         os.close(descriptor)
-
-
-def split_folder(path: Path, split: AdoptableSplit) -> Path:
-    """Return the folder of a split's manifest."""
-    return path / split.split if split.split else path
-
-
-def is_in_place(path: Path, split: AdoptableSplit) -> bool:
-    """Say whether the manifest will stand in the folder of the shards."""
-    return not is_remote(split.root) and os.path.realpath(split_folder(path, split)) == os.path.realpath(split.root)
-
-
-def _is_of_data(path: Path, split: AdoptableSplit) -> bool:
-    """Say whether a destination is the folder of the data, or one above that holds them by split."""
-    return is_in_place(path, split) or (
-        not is_remote(split.root) and os.path.realpath(path) == os.path.realpath(split.root)
-    )
 
 
 def _vouched(lock: Path) -> bool:
@@ -83,21 +102,32 @@ def _vouched(lock: Path) -> bool:
         return False
 
 
-def _refuse_others(path: Path, splits: Sequence[AdoptableSplit]) -> None:
-    """Raise `DestinationError` if a destination holds anything but the shards themselves."""
-    if path.exists() and not path.is_dir():
-        raise DestinationError(f"destination {path} is a file, expected a folder")
+def _entries(path: Path) -> list[str]:
+    """Return the names in a local folder, and of manifests in its splits."""
+    if not path.is_dir():
+        return []
+    manifests = [str(found.relative_to(path)) for found in path.glob(f"*/{MANIFEST_NAME}")]
+    return [entry.name for entry in path.iterdir()] + manifests
+
+
+def _refuse_others(url: str, entries: Iterable[str], splits: Sequence[AdoptableSplit]) -> None:
+    """Raise `DestinationError` if a destination holds a dataset, or anything but the data themselves."""
+    names = set(entries) - {SCRATCH_NAME}
     for split in splits:
-        folder = split_folder(path, split)
-        if (folder / MANIFEST_NAME).exists():
+        if prefix_of(split) + MANIFEST_NAME in names:
+            folder = f"{url}/{prefix_of(split)}".rstrip("/")
             raise DestinationError(f"destination {folder} holds a dataset already; choose another destination")
-    if path.is_dir() and not any(_is_of_data(path, split) for split in splits):
-        for entry in sorted(path.iterdir()):
-            if entry.name != SCRATCH_NAME:
-                raise DestinationError(
-                    f"destination {path} is not empty: it holds {entry.name}; choose another destination, empty the "
-                    "folder yourself, or give the folder of the data itself"
-                )
+    if names and not any(is_in_place(url, split) or _same_folder(url, split.root) for split in splits):
+        raise DestinationError(
+            f"destination {url} is not empty: it holds {min(names)}; choose another destination, empty the folder "
+            "yourself, or give the folder of the data itself"
+        )
+
+
+def _same_folder(one: str, other: str) -> bool:
+    if is_remote(one) or is_remote(other):
+        return one.rstrip("/") == other.rstrip("/")
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextlib.contextmanager

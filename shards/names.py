@@ -27,7 +27,8 @@ def key_of(path: str) -> str:
     84 bytes, or begins with a folder like ``__this__``, every run of such characters and ``_`` becomes one ``_``, the
     name is cut to fit, and ``-`` and 16 hexadecimal digits of the blake2b digest of the whole path are appended: so
     different files keep different keys, also when nothing of their names could be kept. Only files that differ in
-    nothing but a clean name's extension (``a.jpg``, ``a.png``) clash.
+    nothing but a clean name's extension (``a.jpg``, ``a.png``) clash. ``A.jpg`` and ``a.jpg`` are two keys, as they are
+    two names in a tar.
     """
     folder, _, name = path.rpartition("/")
     stem = name.rpartition(".")[0] or name

@@ -168,16 +168,17 @@ def _text_digests(texts: Any) -> UInt64Array:
 
 def _changes(places: Places, root: str) -> NDArray[np.int64]:
     """Return int64[n]: when the file of each sample was last changed (ns of Unix time); 0 behind a URL."""
+    if is_remote(root):
+        return np.zeros(len(places), np.int64)
     times = np.fromiter((_changed(root, file) for file in places.files), np.int64, len(places.files))
     return times if places.numbers is None else times[places.numbers]
 
 
 def _changed(root: str, file: str) -> int:
-    path = file if is_remote(file) else os.path.join(root, file)
-    if is_remote(path):
+    if is_remote(file):
         return 0
     try:
-        return os.stat(local_path(path)).st_mtime_ns
+        return os.stat(os.path.join(root, local_path(file))).st_mtime_ns
     except OSError:
         return -1
 

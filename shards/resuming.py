@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from feeder.shards.bad_samples import bad_list_name, parse_bad
-from feeder.shards.destinations.protocol import PLAN_NAME, Destination, not_empty
+from feeder.shards.destinations.protocol import PLAN_NAME, SPOOL_NAME, Destination, not_empty
 from feeder.shards.formats import shard_name
 from feeder.shards.index import index_name
 from feeder.shards.manifest import MANIFEST_NAME
@@ -52,7 +52,9 @@ def begin(
     if PLAN_NAME not in files and any(name.rpartition("/")[2] == MANIFEST_NAME for name in files):
         raise not_empty(folder.url, "a finished dataset")  # its build was killed just before the marker went
     if restart or PLAN_NAME not in files:
-        folder.remove(files)  # nothing vouches for what is left, and the plan comes first by its name
+        folder.remove(
+            name for name in files if name != SPOOL_NAME
+        )  # nothing vouches for what is left, and the plan comes first by its name
         folder.put(PLAN_NAME, record.encoded())
         return {}
     refuse_another(parse_record(folder.read(PLAN_NAME), folder.where(PLAN_NAME)), record, tables, folder.url)
@@ -61,7 +63,7 @@ def begin(
     finished: dict[str, WrittenShard] = {}
     for table, plan in zip(tables, plans, strict=True):
         finished |= finished_shards(folder, table.prefix, plan, shard_format, files)
-    kept = {PLAN_NAME, *(file for name, written in finished.items() for file in _files_of(name, written))}
+    kept = {PLAN_NAME, SPOOL_NAME, *(file for name, written in finished.items() for file in _files_of(name, written))}
     folder.remove(name for name in files if name not in kept)
     return finished
 

@@ -46,6 +46,7 @@ from feeder.shards.tar_walk import LOCAL_READ_BYTES, Member, TarFile, walk_tar
 _VERSION = "1"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SIDECAR_COLUMNS = frozenset({"key", "status"})  # by which a Parquet file is known as img2dataset's
+_AGAIN = "copy it again from its origin, or if it is still being written, run the command again when it is at rest"
 VALUE = "="  # begins the names of columns of values
 
 
@@ -114,7 +115,10 @@ def survey(task: SurveyTask) -> None:
     if task.paths:
         size_bytes, digest, columns = _survey_files(folder, task)
     else:
-        shard = SequentialShard(folder, task.name)
+        try:
+            shard = SequentialShard(folder, task.name)
+        except FileNotFoundError as error:
+            raise SourceError(f"{folder.where(task.name)} is missing; {_AGAIN}") from error
         if shard.size_bytes != task.size_bytes:
             raise _changed(shard.where, task.size_bytes, shard.size_bytes)
         columns = _survey_mds(shard, *task.mds) if task.mds else _survey_tar(shard, folder, task.name)
@@ -140,10 +144,7 @@ def load_survey(path: Path, name: str, size_bytes: int) -> Survey | None:
 
 
 def _changed(where: str, expected: int, got: int) -> SourceError:
-    return SourceError(
-        f"{where} changed while it was adopted: it had {expected} bytes and now has {got}; run the command again when "
-        "the source is at rest"
-    )
+    return SourceError(f"{where} has {got} bytes, expected {expected}; {_AGAIN}")
 
 
 class _Part:

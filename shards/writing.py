@@ -19,27 +19,26 @@ What a build promises, in order; if the code disagrees, the code is wrong:
 import contextlib
 import dataclasses
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from feeder.errors import ConfigError
-from feeder.shards.bad_samples import BAD_LIST, BadImage, BadLimit, bad_lines, by_cause, parse_bad
+from feeder.shards.bad_samples import BadLimit
+from feeder.shards.committing import BuildReport, commit, committed
 from feeder.shards.destinations.claiming import check_destination, claim_destination
-from feeder.shards.destinations.protocol import BAD_IMAGES_NAME, PLAN_NAME, Claim, Destination
+from feeder.shards.destinations.protocol import Claim, Destination
 from feeder.shards.errors import SourceError
 from feeder.shards.formats import WRITTEN_FORMATS, shard_name
 from feeder.shards.images import MAX_PIXELS
-from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new_manifest, parse_manifest
+from feeder.shards.manifest import Manifest, new_manifest
 from feeder.shards.packing import Advance, ShardTask, WrittenShard, no_progress
 from feeder.shards.plan_file import record_of
 from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
 from feeder.shards.recoding import NO_RULES, ImageRules
 from feeder.shards.resuming import begin
-from feeder.shards.shard_table import ShardRecord, shard_table
-from feeder.shards.sources import scan_source
-from feeder.shards.storage import is_remote
+from feeder.shards.shard_table import shard_table
+from feeder.shards.sources.options import SourceOptions
+from feeder.shards.spooling import opened
 from feeder.shards.table import SampleTable
 from feeder.shards.workers import write_shards
 
@@ -96,46 +95,6 @@ class BuildOptions:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltDataset:
-    """One dataset that a build has made: a whole one, or a split. A path is a URL if the destination is."""
-
-    path: Path | str
-    manifest: Manifest
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BuildReport:
-    """What a build did.
-
-    Attributes:
-        datasets: one entry, or one a split.
-        bad: the images set aside, in the order of the source.
-        bad_path: the file that lists them, or None when there are none.
-        resumed_shards: shards that an interrupted build had finished before.
-        written_samples, written_bytes: what this one added, as it counts for its speed.
-    """
-
-    datasets: list[BuiltDataset]
-    bad: list[BadImage]
-    bad_path: Path | str | None
-    resumed_shards: int
-    written_samples: int
-    written_bytes: int
-
-    @property
-    def num_samples(self) -> int:
-        return sum(dataset.manifest.num_samples for dataset in self.datasets)
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(dataset.manifest.size_bytes for dataset in self.datasets)
-
-    @property
-    def bad_by_cause(self) -> dict[str, int]:
-        return by_cause(Counter(image.cause for image in self.bad))
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPreview:
     """What a build would do, as far as names and sizes tell.
 
@@ -153,18 +112,19 @@ def build(
     dest: str | os.PathLike[str],
     options: BuildOptions | None = None,
     *,
+    source_options: SourceOptions | None = None,
     workers: int = 1,
     start: Callable[[int], Advance] | None = None,
     restart: bool = False,
 ) -> BuildReport:
-    """Build a dataset, or one a split, from a folder of images; go on with one that was interrupted.
+    """Build a dataset, or one a split, from a source of any kind; go on with one that was interrupted.
 
     Args:
-        source: a folder of class folders, a flat folder, or one with ``train/ val/ test/`` above; see
-            `feeder.shards.sources`.
+        source: a path, a URL or a pattern; see `feeder.shards.sources`.
         dest: a folder, local or a URL of fsspec, that is empty or does not exist, or in which the same build was
             interrupted; splits go to ``dest/train`` and so on.
         options: what decides the bytes, and what to do with bad images.
+        source_options: what may be said about the source.
         workers: at most this many processes write shards, one for every few shards (`SHARDS_PER_WORKER`); 1 writes in
             this process. The bytes are the same for any number.
         start: called with the number of samples to be written once it is known; returns what takes the progress.
@@ -178,8 +138,8 @@ def build(
         StorageError: the source cannot be listed, or the machine or the mount that holds it fails.
     """
     options = _checked(options, workers)
-    with claim_destination(dest, source) as claim:
-        return write_tables(claim, scan_source(source), options, workers=workers, start=start, restart=restart)
+    with claim_destination(dest, source) as claim, opened(source, source_options, claim.folder) as tables:
+        return write_tables(claim, tables, options, workers=workers, start=start, restart=restart)
 
 
 def build_tables(
@@ -198,12 +158,17 @@ def build_tables(
 
 
 def preview(
-    tables: Sequence[SampleTable], dest: str | os.PathLike[str], options: BuildOptions | None = None
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    options: BuildOptions | None = None,
+    *,
+    source_options: SourceOptions | None = None,
 ) -> BuildPreview:
     """Return what a build would do, after checking its destination; nothing is written. Errors as in `build`."""
     options = _checked(options, 1)
-    check_destination(dest, tables[0].root)
-    return BuildPreview(tables=list(tables), shards=[len(_plan(table, options)) for table in tables])
+    check_destination(dest, source)
+    with opened(source, source_options) as tables:
+        return BuildPreview(tables=list(tables), shards=[len(_plan(table, options)) for table in tables])
 
 
 def write_tables(
@@ -221,7 +186,7 @@ def write_tables(
     record = record_of(tables, plans, options.deciding())
     finished = begin(folder, record, tables, plans, options.format, restart=restart)
     if finished is None:
-        return _committed(folder, tables)
+        return committed(folder, tables)
     total = sum(map(len, tables))
     advance = start(total - sum(shard.planned for shard in finished.values())) if start else no_progress
     limit = BadLimit(options.max_bad_fraction, total)
@@ -229,9 +194,12 @@ def write_tables(
         _write_split(claim, table, plan, finished, options, workers, limit, advance)
         for table, plan in zip(tables, plans, strict=True)
     ]
-    _commit(claim, tables, written, options)
-    new = [one for shards in written for name, one in shards.items() if name not in finished]
-    return _committed(folder, tables, [one.shard for one in new if one.shard is not None])
+    manifests = [_manifest(table, shards.values(), options) for table, shards in zip(tables, written, strict=True)]
+    commit(
+        claim, tables, manifests, [[image for shard in shards.values() for image in shard.bad] for shards in written]
+    )
+    new = [one.shard for shards in written for name, one in shards.items() if name not in finished]
+    return committed(folder, tables, [shard for shard in new if shard is not None])
 
 
 def _checked(options: BuildOptions | None, workers: int) -> BuildOptions:
@@ -293,9 +261,9 @@ def _task(folder: Destination, name: str, table: SampleTable, options: BuildOpti
     )
 
 
-def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptions) -> Manifest:
+def _manifest(table: SampleTable, written: Iterable[WrittenShard], options: BuildOptions) -> Manifest:
     return new_manifest(
-        shards=shard_table(shards),
+        shards=shard_table(one.shard for one in written if one.shard is not None),
         classes=table.classes,
         split=table.split,
         fields=table.fields,
@@ -309,51 +277,3 @@ def _manifest(table: SampleTable, shards: list[ShardRecord], options: BuildOptio
             "images": options.images.settings(),
         },
     )
-
-
-def _in_source_order(table: SampleTable, written: Sequence[WrittenShard]) -> list[BadImage]:
-    """Return the bad images of a split, in the order of the source, their paths relative to the whole source."""
-    bad = sorted((image for shard in written for image in shard.bad), key=lambda image: image.source.split("/"))
-    return [dataclasses.replace(image, source=table.prefix + image.source) for image in bad]
-
-
-def _commit(
-    claim: Claim, tables: Sequence[SampleTable], written: Sequence[Mapping[str, WrittenShard]], options: BuildOptions
-) -> None:
-    """Write the list of bad images, make everything durable, then write the manifests."""
-    folder = claim.folder
-    parts = [(table, list(shards.values())) for table, shards in zip(tables, written, strict=True)]
-    bad = [image for table, shards in parts for image in _in_source_order(table, shards)]
-    if bad:
-        folder.put(BAD_IMAGES_NAME, bad_lines(bad))
-    folder.flush()
-    claim.check()
-    for table, shards in parts:
-        records = [one.shard for one in shards if one.shard is not None]
-        folder.put(table.prefix + MANIFEST_NAME, encode_manifest(_manifest(table, records, options)))
-    folder.flush()
-
-
-def _committed(folder: Destination, tables: Sequence[SampleTable], new: Sequence[ShardRecord] = ()) -> BuildReport:
-    """Remove what only a build needs, the plan last; return the report of what stands now."""
-    files = folder.files()
-    folder.remove([*(name for name in files if name.endswith(BAD_LIST)), PLAN_NAME])
-    names = [table.prefix + MANIFEST_NAME for table in tables]
-    manifests = [parse_manifest(folder.read(name), folder.where(name)) for name in names]
-    listed = BAD_IMAGES_NAME in files
-    return BuildReport(
-        datasets=[
-            BuiltDataset(path=_place(folder, table.split), manifest=manifest)
-            for table, manifest in zip(tables, manifests, strict=True)
-        ],
-        bad=parse_bad(folder.read(BAD_IMAGES_NAME)) if listed else [],
-        bad_path=_place(folder, BAD_IMAGES_NAME) if listed else None,
-        resumed_shards=sum(len(manifest.shards) for manifest in manifests) - len(new),
-        written_samples=sum(shard.samples for shard in new),
-        written_bytes=sum(shard.size_bytes for shard in new),
-    )
-
-
-def _place(folder: Destination, name: str | None) -> Path | str:
-    where = folder.where(name) if name else folder.url
-    return where if is_remote(where) else Path(where)

@@ -10,14 +10,15 @@ from typing import Any
 
 from feeder.resources import usable_cores
 from feeder.shards.bad_samples import ALWAYS_ALLOWED_BAD
+from feeder.shards.committing import BuildReport
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
 from feeder.shards.recoding import FILTERED
-from feeder.shards.sources import scan_source
-from feeder.shards.writing import BuildOptions, BuildPreview, BuildReport, build, preview
+from feeder.shards.writing import BuildOptions, BuildPreview, build, preview
 from feeder.tools import console
 from feeder.tools.image_options import add_image_arguments, image_rules
+from feeder.tools.source_options import add_source_arguments, source_options
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 _SHOWN_BAD = 5  # bad images named on the terminal; the file has them all
@@ -26,7 +27,12 @@ _SHOWN_BAD = 5  # bad images named on the terminal; the file has them all
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``feeder build``."""
     defaults = BuildOptions()
-    parser.add_argument("source", metavar="SOURCE", help="class folders, images alone, or train/ val/ test/ of these")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="images in class folders or not, in splits or not; a CSV, TSV, JSONL or Parquet list; tar archives, such "
+        "as 'train-{000..146}.tar'; Parquet files with images; a dataset; each local or a URL",
+    )
     parser.add_argument("dest", metavar="DEST", help="a new or empty folder or URL; splits go to DEST/train and so on")
     parser.add_argument(
         "--format",
@@ -75,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_source_arguments(parser)
     add_image_arguments(parser)
 
 
@@ -91,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
         on_error=args.on_error,
         max_bad_fraction=args.max_bad_fraction,
     )
+    said = source_options(args)
     if args.dry_run:
-        _print_preview(preview(scan_source(args.source), args.dest, options), args.dest, as_json=args.json)
+        _print_preview(preview(args.source, args.dest, options, source_options=said), args.dest, as_json=args.json)
         return 0
     workers = args.workers if args.workers is not None else usable_cores()
     begin = time.monotonic()
@@ -101,7 +109,15 @@ def run(args: argparse.Namespace) -> int:
         def start(total: int) -> console.Advance:
             return stack.enter_context(console.progress(total, "building", "images"))
 
-        report = build(args.source, args.dest, options, workers=workers, start=start, restart=args.restart)
+        report = build(
+            args.source,
+            args.dest,
+            options,
+            source_options=said,
+            workers=workers,
+            start=start,
+            restart=args.restart,
+        )
     seconds = time.monotonic() - begin
     if args.json:
         print(json.dumps(_document(report, seconds)))

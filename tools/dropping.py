@@ -19,8 +19,8 @@ _SHOWN = 5  # missing keys named on the terminal
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``feeder drop``."""
     parser.epilog = (
-        "Without --purge the bytes of the samples stay in the shards, for older generations. With it, the shards concerned "
-        "are rewritten, and the generations that have the samples are removed."
+        "Without --purge the bytes of the samples stay in the shards, for older generations. With it, the shards "
+        "concerned are rewritten, and the generations that have the samples are removed."
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset made by 'feeder build': one split")
     parser.add_argument(

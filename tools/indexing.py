@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def _warn(dataset: AdoptedDataset) -> None:
     if dataset.labels_look_sorted:
         console.warn(
-            f"the labels of {dataset.path} come in runs, though it is taken as shuffled: training shuffles within a "
+            f"the labels of {dataset.url} come in runs, though it is taken as shuffled: training shuffles within a "
             "window of shards; rewrite it in random order with 'feeder convert', or train with window_shards='all'"
         )
 
@@ -82,7 +82,7 @@ def _document(report: AdoptReport, seconds: float) -> dict[str, Any]:
     return {
         "datasets": [
             {
-                "path": str(dataset.path),
+                "path": dataset.url,
                 "split": dataset.manifest.split,
                 "format": dataset.manifest.format,
                 "origin": dataset.manifest.origin,
@@ -108,8 +108,8 @@ def _print(report: AdoptReport, seconds: float) -> None:
         manifest = dataset.manifest
         console.print_figures(
             [
-                ("dataset", dataset.path),
-                ("data", manifest.origin or dataset.path),
+                ("dataset", dataset.url),
+                ("data", manifest.origin or dataset.url),
                 ("samples", f"{manifest.num_samples:,}"),
                 *([("classes", f"{len(manifest.classes):,}")] if "label" in manifest.fields else []),
                 ("fields", ", ".join(manifest.fields)),
@@ -123,7 +123,7 @@ def _print(report: AdoptReport, seconds: float) -> None:
     rate = f", {console.format_bytes(size_bytes / max(seconds, 1e-9))}/s" if report.surveyed else ""
     kept = f", {console.format_count(report.kept, 'shard')} read before" if report.kept else ""
     print(f"indexed in {console.format_duration(seconds)}{rate}{kept}")
-    print(f"\nnext: feeder stream {shlex.quote(str(report.datasets[0].path))}")
+    print(f"\nnext: feeder stream {shlex.quote(report.datasets[0].url)}")
 
 
 def _shards(manifest: Manifest) -> str:

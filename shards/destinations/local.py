@@ -35,8 +35,8 @@ class LocalDestination:
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[BinaryIO]:
         with writing_errors(self.where(name)):
-            if "/" in name:
-                (self.path / name).parent.mkdir(exist_ok=True)
+            for inner in reversed(Path(name).parents[:-1]):  # of an index of adopted data there may be several
+                (self.path / inner).mkdir(exist_ok=True)
             with staged_file(self.path / name) as file:
                 yield file
 
@@ -86,9 +86,10 @@ class LocalClaim:
     def __init__(self, path: Path) -> None:
         self.folder = LocalDestination(path)
         self._marker = path / MARKER_NAME
-        self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._created: list[Path] = []
         try:
             with writing_errors(str(path)):
+                self._created += (folder for folder in (path, *path.parents) if not folder.exists())
                 path.mkdir(parents=True, exist_ok=True)
                 self._descriptor = _claim(path)
         except BaseException:
@@ -126,7 +127,7 @@ def look(path: Path) -> None:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(there, os.W_OK | os.X_OK):
+        if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if there == path:
             marker = path / MARKER_NAME

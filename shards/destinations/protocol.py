@@ -9,16 +9,17 @@ from feeder.errors import FeederError
 from feeder.shards.errors import DestinationError
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME
-from feeder.shards.storage import STAGED
+from feeder.shards.storage import STAGED, is_remote
 from feeder.shards.table import SPLITS
 
 BAD_IMAGES_NAME = "bad-images.jsonl"
 PLAN_NAME = ".building.plan"
+SPOOL_NAME = ".building.images"
 
 _OWN_NAMES = re.compile(
     rf"((?:{'|'.join(SPLITS)})/)?"
     rf"(shard-\d{{6,}}\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow|bad\.jsonl)"
-    rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, PLAN_NAME)))})"
+    rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, PLAN_NAME, SPOOL_NAME)))})"
     rf"({re.escape(STAGED)})?"
 )
 _PARTS_OF_A_DATASET = re.compile(rf"(.*/)?(shard-.*|{re.escape(MANIFEST_NAME)})")
@@ -128,9 +129,8 @@ def in_use(url: str, who: str = "") -> DestinationError:
 
 def cannot_write(where: str, error: BaseException) -> DestinationError:
     """Return the error for a destination that does not take bytes."""
-    return DestinationError(
-        f"cannot write {where}: {_words(error)}; check its space and permissions, or choose another destination"
-    )
+    check = "the connection and the permissions there" if is_remote(where) else "its space and permissions"
+    return DestinationError(f"cannot write {where}: {_words(error)}; check {check}, or choose another destination")
 
 
 def _words(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT, LABEL, Field
+from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.names import KEY, MAX_KEY_BYTES, PathTable, key_of, readable
 from feeder.shards.sources.columns import (
     Roles,
@@ -165,10 +166,14 @@ def plain_keys(names: PathTable) -> PathTable | None:
 
 
 def clean_key(text: str) -> str:
-    """Return the key of a sample that has a name of its own: that itself if it is a key, or the key made of it."""
+    """Return the key of a sample that has a name of its own: that itself if it is a key, or the key made of it.
+
+    A name that ends like an image file is taken for one: ``a/1.jpg`` gives ``a/1``.
+    """
     if len(text) <= MAX_KEY_BYTES and KEY.fullmatch(text):
         return text
-    return key_of(plain_path(text) + ".")
+    path = plain_path(text)
+    return key_of(path if os.path.splitext(path)[1].lower() in FILE_EXTENSIONS else path + ".")
 
 
 def plain_path(path: str) -> str:

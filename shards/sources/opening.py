@@ -9,7 +9,7 @@ from feeder.errors import ConfigError
 from feeder.shards.errors import SourceError
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.manifest import GENERATIONS_FOLDER, MANIFEST_NAME
-from feeder.shards.names import readable
+from feeder.shards.names import MAX_KEY_BYTES, readable
 from feeder.shards.sources.files import entries, find_local, find_remote, is_file, joined
 from feeder.shards.sources.folders import scan_source
 from feeder.shards.sources.list_files import EXTENSIONS as LIST_EXTENSIONS
@@ -18,10 +18,12 @@ from feeder.shards.sources.patterns import expand_pattern, is_pattern
 from feeder.shards.splitting import split_by_hash
 from feeder.shards.storage import is_remote, local_path
 from feeder.shards.table import SPLITS, SampleTable
+from feeder.shards.tar import MAX_NAME_BYTES, member_extension
 
 _FILES = {"webdataset": ".tar", "parquet": ".parquet"}
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _GENERATION = re.compile(rf"(^|/)({re.escape(MANIFEST_NAME)}|{GENERATIONS_FOLDER}/\d{{6}}\.json)$")
+_EXPECTED = f"a folder of images or of a dataset, .tar archives, Parquet, or a list ({', '.join(LIST_EXTENSIONS)})"
 _LEVELS = 3  # train/CLASS/1.jpg
 _FOLDERS = 16  # of each level: enough to find an image where there are any
 
@@ -57,7 +59,27 @@ def open_source(
             f"{readable(where)} has no labels, so the file of classes {options.classes_file} says nothing of it; leave "
             "it out, or name the column with labels"
         )
+    for table in tables:
+        _refuse_long_names(table)
     return split_by_hash(tables, options.split_by_hash)
+
+
+def _refuse_long_names(table: SampleTable) -> None:
+    """Raise `SourceError` if the name of a member, key and extension, does not fit the header of a tar shard.
+
+    Every key leaves room for an extension of 15 bytes; only longer ones need a look at the keys.
+    """
+    extensions = {name: member_extension(name, field, "jpeg") for name, field in table.fields.items()}
+    name = max(extensions, key=lambda field: len(extensions[field]))
+    room = MAX_NAME_BYTES - len(extensions[name]) - 1
+    if room < MAX_KEY_BYTES:
+        for row in range(len(table)):
+            if len(key := table.key(row)) > room:
+                raise SourceError(
+                    f"the field {name!r} of {table.name(row)} in {readable(table.root)} would be a member "
+                    f"{key}.{extensions[name]} of {len(key) + 1 + len(extensions[name])} bytes, but names in a tar "
+                    f"shard have {MAX_NAME_BYTES}; give the field a shorter name, or the samples shorter keys"
+                )
 
 
 def _open(where: str, kind: str, options: SourceOptions, spool: Path | None) -> list[SampleTable]:
@@ -118,6 +140,9 @@ def source_kind(where: str) -> str:
             f"the pattern {readable(where)} stands for files like {readable(name)}; expected .tar archives, or "
             ".parquet files with images"
         )
+    if not is_remote(where) and not os.path.isdir(where) and not _GENERATION.search(where):
+        found = "source {} is a file" if os.path.exists(where) else "no such source: {}"
+        raise SourceError(f"{found.format(readable(where))}; expected {_EXPECTED}")
     return _kind_of_folder(where.rstrip("/") or "/")
 
 
@@ -170,7 +195,7 @@ def source_files(where: str, extension: str) -> tuple[list[str], str]:
             twice = next(file for file in files if files.count(file) > 1)
             raise SourceError(f"the pattern {readable(where)} names {readable(twice)} more than once; name it once")
         return files, _common_folder(files)
-    if where.endswith(extension) and (is_file(where) or is_remote(where)):
+    if where.endswith(extension) and (is_remote(where) or not os.path.isdir(where)):
         return [where], where.rpartition("/")[0] or "/"
     names = find_remote(where) if is_remote(where) else find_local(where)
     files = [joined(where, name) for name in sorted(names) if name.endswith(extension)]

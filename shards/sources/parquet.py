@@ -13,6 +13,7 @@ struct, where all have one and no two the same; else its file and row (``train-0
 import contextlib
 import dataclasses
 import json
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from feeder.shards.sources.list_files import open_binary
 from feeder.shards.sources.lists import clean_key, cut_by_column, list_labels, plain_keys, text_column, texts
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.sources.webdataset import cut_by_file
+from feeder.shards.storage import is_remote, local_path
 from feeder.shards.table import Places, SampleTable
 
 _BINARY_IMAGES = frozenset({"image", "img", "jpg", "jpeg", "png", "webp"})  # names of columns of bytes that are images
@@ -71,6 +73,7 @@ def scan_parquet(files: Sequence[str], root: str, options: SourceOptions, spool:
     columns = {field: _SpooledColumn(name) for field, (name, _) in stored.items()}
     with _Spool(spool) as opened:
         parts = [_read(where, schema, list(columns.values()), opened) for where in files]
+    opened.date(files)
     listed = pa.concat_tables(parts)
     if not listed.num_rows:
         raise SourceError(f"no samples in {readable(root)}: its {len(files)} Parquet files have no rows")
@@ -189,6 +192,15 @@ class _Spool:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def date(self, files: Sequence[str]) -> None:
+        """Give the file the time of the last change of the local files that it was copied from.
+
+        A build that goes on where one stopped copies again, and takes a file that has changed for another input.
+        """
+        local = [os.stat(local_path(file)).st_mtime_ns for file in files if not is_remote(file)]
+        changed_ns = max(local, default=0)
+        os.utime(self._path, ns=(changed_ns, changed_ns))
 
     def append(self, data: memoryview) -> int:
         """Append bytes; return where they start."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from feeder.shards.committing import BuildReport
 from feeder.shards.destinations.local import MARKER_TEXT
 from feeder.shards.errors import ManifestError, ShardError, ShardsError, StorageError
 from feeder.shards.formats import SHARD_FORMATS
@@ -22,7 +23,7 @@ from feeder.shards.reading import Reader, ShardReader, load_index, open_dataset
 from feeder.shards.sequential import SequentialShard
 from feeder.shards.storage import LocalFolder
 from feeder.shards.verify import verify
-from feeder.shards.writing import BuildOptions, BuildReport, build
+from feeder.shards.writing import BuildOptions, build
 from tests.images import encoded, write_image_folder
 
 AGAIN = "copy it again from the dataset's origin"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from feeder.shards import adopting, shard_table
 from feeder.shards.adopting import adopt
@@ -213,6 +216,51 @@ def test_archives_in_several_folders_keep_their_paths(tmp_path: Path) -> None:
     assert everything(tmp_path / "out")[1] == [encoded(ord("a")), encoded(ord("b"))]
     assert "label" not in manifest.fields
     assert_whole(tmp_path / "out")
+
+
+PARTS = st.text(st.sampled_from("aB.é_- ~ſ1"), min_size=1, max_size=12) | st.sampled_from(["._a", "__m__", "x" * 200])
+ENDS = st.sampled_from([".jpg", ".JPG", ".png", ".cls", ".txt", ".a.jpg", ".json", ".bin", ""])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(PARTS, PARTS | st.none(), ENDS), min_size=1, max_size=8), st.sampled_from(["gnu", "pax"]))
+def test_any_names_give_the_samples_of_a_build_or_are_refused_by_both(
+    names: list[tuple[str, str | None, str]], kind: str
+) -> None:
+    contents = {".cls": b"1", ".txt": b"text", ".json": b"{}"}
+    members = [
+        (f"{folder}/{name}{end}" if folder else f"{name}{end}", contents.get(end, encoded(number % 3)))
+        for number, (name, folder, end) in enumerate(names)
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        path = write_tar(Path(directory, "data", "a.tar"), members, kind)
+        table, problem, refusal = None, "", ""
+        try:
+            table = open_source(path)[0]
+        except SourceError as error:
+            problem = str(error)
+        try:
+            adopt(path, Path(directory, "out"))
+        except SourceError as error:
+            refusal = str(error)
+        if refusal:
+            assert problem or "has an image" in refusal
+            return
+        assert table is not None, problem
+        present = table.stored["image"].sizes >= 0
+        reader = open_dataset(Path(directory, "out"))
+        ids = np.arange(reader.manifest.num_samples)
+        data = path.read_bytes()
+        offsets = table.stored["image"].offsets
+        assert offsets is not None
+        expected = [
+            data[offset : offset + size]
+            for offset, size in zip(offsets[present], table.stored["image"].sizes[present], strict=True)
+        ]
+        assert reader.read(ids)[1] == expected
+        assert reader.describe(ids).labels.tolist() == table.labels[present].tolist()
+        assert reader.manifest.fields.keys() == table.fields.keys()
+        assert_whole(Path(directory, "out"))
 
 
 # Fields ---------------------------------------------------------------------------------------------------------------
@@ -429,6 +477,7 @@ def test_a_shard_of_another_size_is_read_again(image_folder: Path, tmp_path: Pat
 KILLED = """
 import os, signal, sys
 from feeder.shards import adopting
+from feeder.shards.destinations.local import LocalDestination
 source, dest, moment = sys.argv[1], sys.argv[2], int(sys.argv[3])
 count = 0
 
@@ -442,13 +491,13 @@ def counted(function):
         return result
     return call
 
-for name in ("survey", "_write_index", "save_manifest"):
-    setattr(adopting, name, counted(getattr(adopting, name)))
+for module, name in ((adopting, "survey"), (LocalDestination, "put")):
+    setattr(module, name, counted(getattr(module, name)))
 adopting.adopt(source, dest)
 """
 
 
-@pytest.mark.parametrize("moment", [1, 3, 6, 8])  # 3 surveys, 3 indexes and 2 manifests
+@pytest.mark.parametrize("moment", [1, 3, 6, 7, 8])  # 3 surveys, 3 indexes and 2 manifests
 def test_an_adoption_that_was_killed_ends_like_an_undisturbed_one(moment: int, tmp_path: Path) -> None:
     write_tar(tmp_path / "data" / "train" / "0.tar", [("0.jpg", encoded(0)), ("0.cls", b"0")])
     write_tar(tmp_path / "data" / "train" / "1.tar", [("1.jpg", encoded(1)), ("1.cls", b"1")])
@@ -600,5 +649,27 @@ def test_destinations(image_folder: Path, built: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "full") == ["mine"]
     with pytest.raises(DestinationError, match=f"destination {built} holds a dataset already; choose another"):
         adopt(image_folder, built)
-    with pytest.raises(DestinationError, match="destination s3://x/y is a URL, expected a local folder"):
-        adopt(image_folder, "s3://x/y")
+    with pytest.raises(DestinationError) as caught:
+        adopt(image_folder, "memory://x/y")
+    assert str(caught.value) == (
+        f"the data lie in the local folder {image_folder}, which a dataset at memory://x/y cannot name; choose a local "
+        "destination, or upload the data first"
+    )
+
+
+def test_shards_that_vanish_or_are_not_as_long_as_the_index_says(tmp_path: Path) -> None:
+    folder = write_mds(tmp_path / "mds", {"x": "jpeg"}, [{"x": encoded(n)} for n in range(4)], per_shard=2)
+    shard = folder / "shard.00001.mds"
+    size = shard.stat().st_size
+    with open(shard, "ab") as file:
+        file.write(b"more")
+    next_step = (
+        "copy it again from its origin, or if it is still being written, run the command again when it is at rest"
+    )
+    with pytest.raises(SourceError) as caught:
+        adopt(folder, tmp_path / "out")
+    assert str(caught.value) == f"{shard} has {size + 4} bytes, expected {size}; {next_step}"
+    shard.unlink()
+    with pytest.raises(SourceError) as caught:
+        adopt(folder, tmp_path / "out")
+    assert str(caught.value) == f"{shard} is missing; {next_step}"

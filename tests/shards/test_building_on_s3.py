@@ -153,7 +153,7 @@ def test_a_server_that_dies_in_an_upload_and_comes_back(
     with pytest.raises(DestinationError) as caught:
         build(large, url, options)
     assert str(caught.value).startswith(f"cannot write {url}")
-    assert str(caught.value).endswith("; check its space and permissions, or choose another destination")
+    assert str(caught.value).endswith("; check the connection and the permissions there, or choose another destination")
     if cut_at_mb > 1:
         assert caught.value.__notes__ == ["what was finished is kept: run the same command again to go on"]
     wire.mend()

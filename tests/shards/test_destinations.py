@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import uuid
@@ -139,11 +140,31 @@ class TestLocal(DestinationContract):
         (tmp_path / "file").write_text("")
         with pytest.raises(DestinationError, match="file/out: Not a directory; check its space and permissions"):
             check_destination(tmp_path / "file" / "out", SOURCE)
-        if os.geteuid() == 0:
-            pytest.skip("root may write anywhere")
-        (tmp_path / "shut").mkdir(mode=0o500)
-        with pytest.raises(DestinationError, match="shut/out: Permission denied; check its space and permissions"):
-            check_destination(tmp_path / "shut" / "out", SOURCE)
+
+    def test_a_read_only_destination_is_one_sentence(self) -> None:
+        with tempfile.TemporaryDirectory() as name, without_rights(name):
+            out = f"{name}/new/out"
+            for attempt in (claim_destination(out, SOURCE).__enter__, lambda: check_destination(out, SOURCE)):
+                with pytest.raises(DestinationError) as caught:
+                    attempt()
+                assert str(caught.value) == (
+                    f"cannot write {out}: Permission denied; check its space and permissions, or choose another "
+                    "destination"
+                )
+
+
+@contextlib.contextmanager
+def without_rights(folder: str) -> Iterator[None]:
+    """Have no right to write into a folder for a while, also if root runs the tests."""
+    os.chmod(folder, 0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        os.chmod(folder, 0o755)
 
 
 class TestMemory(DestinationContract):
@@ -168,8 +189,8 @@ class TestS3(DestinationContract):
         with pytest.raises(DestinationError) as caught, claim_destination("s3://no-such-bucket/out", SOURCE):
             pass
         assert str(caught.value) == (
-            "cannot write s3://no-such-bucket/out: NoSuchBucket; check its space and permissions, or choose another "
-            "destination"
+            "cannot write s3://no-such-bucket/out: NoSuchBucket; check the connection and the permissions there, or "
+            "choose another destination"
         )
 
     def test_large_files_go_in_parts(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +225,7 @@ class TestS3(DestinationContract):
 
         monkeypatch.setattr(files, "_call_s3", failing)
         with (
-            pytest.raises(DestinationError, match="shard-000000.tar: connection reset; check its space"),
+            pytest.raises(DestinationError, match="shard-000000.tar: connection reset; check the connection"),
             claim_destination(url, SOURCE) as claim,
             claim.folder.staged("shard-000000.tar") as file,
         ):

@@ -94,7 +94,7 @@ def test_a_build_killed_at_any_moment_is_gone_on_with_to_the_same_bytes(
     chosen = random.Random(format)
     moments = [str(chosen.randint(1, steps)) for _ in range(kills - 12)]
     moments += [str(step) for step in range(steps - 7, steps + 1)]  # the manifests, tidying up, the marker
-    moments += [f"{chosen.randint(20, steps)},{chosen.randint(1, 20)},{chosen.randint(1, 20)}" for _ in range(4)]
+    moments += [f"{chosen.randint(20, steps - 9)},{chosen.randint(1, 20)},{chosen.randint(1, 20)}" for _ in range(4)]
     moments = sorted(set(moments))
     codes = kill_at(source, tmp_path / "out", *moments, format=format)
     assert set(codes) == {-signal.SIGKILL}

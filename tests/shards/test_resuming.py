@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from feeder.shards import writing
 from feeder.shards.destinations.local import LocalClaim
 from feeder.shards.errors import DestinationError, ResumeError, SourceError
 from feeder.shards.reading import open_dataset
 from feeder.shards.recoding import ImageRules
+from feeder.shards.sources import scan_source
 from feeder.shards.table import SampleTable
 from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build, build_tables
@@ -276,7 +279,7 @@ def test_a_build_that_lost_its_destination_stops_before_its_next_shard(
 
 
 def test_tables_of_any_source_are_gone_on_with(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables: list[SampleTable] = writing.scan_source(source)
+    tables: list[SampleTable] = scan_source(source)
     build_tables(tables, tmp_path / "undisturbed", OPTIONS)
     with monkeypatch.context() as patch:
         real = writing.write_shards
@@ -292,3 +295,26 @@ def test_tables_of_any_source_are_gone_on_with(source: Path, tmp_path: Path, mon
             build_tables(tables, tmp_path / "out", OPTIONS)
     assert build_tables(tables, tmp_path / "out", OPTIONS).resumed_shards == 1
     assert files_of(tmp_path / "out") == files_of(tmp_path / "undisturbed")
+
+
+@pytest.fixture
+def images_in_parquet(tmp_path: Path) -> Path:
+    """A Parquet file with 36 images inside."""
+    images = pa.array([{"bytes": encoded(number), "path": None} for number in range(36)])
+    captions = [f"text {number}" for number in range(36)]
+    parquet.write_table(pa.table({"image": images, "caption": captions}), tmp_path / "x.parquet")
+    return tmp_path / "x.parquet"
+
+
+def test_images_within_parquet_are_gone_on_with_until_the_file_changes(images_in_parquet: Path, tmp_path: Path) -> None:
+    build(images_in_parquet, tmp_path / "undisturbed", OPTIONS)
+    out = tmp_path / "out"
+    interrupt(images_in_parquet, out)
+    assert not (out / ".building.images").exists()
+    later = os.stat(images_in_parquet).st_mtime_ns + 1
+    os.utime(images_in_parquet, ns=(later, later))
+    with pytest.raises(ResumeError, match="holds an interrupted build of other input"):
+        build(images_in_parquet, out, OPTIONS)
+    os.utime(images_in_parquet, ns=(later - 1, later - 1))
+    assert build(images_in_parquet, out, OPTIONS).resumed_shards == 3
+    assert files_of(out) == files_of(tmp_path / "undisturbed")

@@ -7,12 +7,15 @@ import fsspec
 import numpy as np
 import pytest
 
+from feeder.shards.adopting import adopt
 from feeder.shards.errors import SourceError
 from feeder.shards.fetching import fetch
+from feeder.shards.names import key_of
 from feeder.shards.reading import open_dataset
 from feeder.shards.sources import SourceOptions, open_source
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.writing import BuildOptions, build, build_tables
 from tests.images import write_image_folder
+from tests.shards.test_tar_walk import packed
 
 
 @pytest.mark.parametrize("shard_format", ["tar", "arrow"])
@@ -71,3 +74,30 @@ def test_no_dataset(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"no dataset at {tmp_path}: expected manifest.json in it, or in train, val, …; check the path"
     )
+
+
+@pytest.mark.parametrize("kind", ["folder", "archives"])
+def test_adopted_data_convert_to_the_same_samples(tmp_path: Path, image_folder: Path, kind: str) -> None:
+    source: Path = image_folder
+    (image_folder / "ant" / "a b.jpg").write_bytes(b"x" + (image_folder / "ant" / "ant-00.jpg").read_bytes())
+    if kind == "archives":
+        source = tmp_path / "tars" / "a b.tar"
+        source.parent.mkdir()
+        paths = sorted(image_folder.rglob("*.jpg"))
+        source.write_bytes(packed({str(path.relative_to(image_folder)): path.read_bytes() for path in paths}))
+    adopt(str(source), tmp_path / "adopted")
+    (table,) = open_source(tmp_path / "adopted")
+    reader = open_dataset(tmp_path / "adopted")
+    rows, images = reader.read(np.arange(len(table)))
+    assert [sample["image"] for sample in fetch(table)] == images
+    assert table.labels.tolist() == rows.labels.tolist()
+    build_tables([table], tmp_path / "set", BuildOptions(shuffle=False, on_error="keep"))
+    converted = open_dataset(tmp_path / "set")
+    again, same = converted.read(np.arange(len(table)))
+    assert same == images
+    assert again.labels.tolist() == rows.labels.tolist()
+    expected = [key_of(key if kind == "folder" else f"{key}.") for key in rows.keys]
+    assert again.keys == expected
+    assert sum(key.removesuffix(".jpg") != new for key, new in zip(rows.keys, again.keys, strict=True)) == 1
+    reader.close()
+    converted.close()

@@ -53,6 +53,7 @@ def test_rows_are_samples(tmp_path: Path) -> None:
     assert [table.key(row) for row in (0, 19)] == ["data/000000", "data/000019"]
     assert table.name(19) == "data/000019.jpg"
     assert (tmp_path / "spool").stat().st_size == sum(len(encoded(row)) for row in range(20))
+    assert (tmp_path / "spool").stat().st_mtime_ns == (tmp_path / "data.parquet").stat().st_mtime_ns
     some = table.take(np.array([3, 17]))
     assert [sample["image"] for sample in fetch(some)] == [encoded(3), encoded(17)]
 

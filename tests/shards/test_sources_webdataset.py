@@ -103,7 +103,7 @@ def test_sentences(tmp_path: Path) -> None:
         empty: f"no samples in {tmp_path}: its 1 tar archives hold no members named like 0001.jpg; check the path",
         no_images: f"no images in {tmp_path}: its samples hold label, caption, expected members with an extension such "
         "as jpg, jpeg, jpe",
-        tmp_path / "gone.tar": f"no such source: {tmp_path}/gone.tar; check the path",
+        tmp_path / "gone.tar": f"no such tar archive: {tmp_path}/gone.tar; check the path",
         f"{tmp_path}/{{a,a}}.tar": f"the pattern {tmp_path}/{{a,a}}.tar names {tmp_path}/a.tar more than once; name "
         "it once",
         tmp_path

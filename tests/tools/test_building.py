@@ -3,14 +3,18 @@
 import argparse
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from feeder.shards import writing
 from feeder.shards.manifest import load_manifest
 from feeder.shards.reading import open_dataset
 from feeder.tools.building import size_bytes
+from feeder.tools.console import format_bytes
 from feeder.tools.main import main
 
 
@@ -160,3 +164,76 @@ def test_sizes_are_read_in_the_usual_spellings() -> None:
     for text in ("", "-1", "1TBB", "MB", "1e6"):
         with pytest.raises(argparse.ArgumentTypeError):
             size_bytes(text)
+
+
+def test_a_list_with_classes_and_held_out_samples(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in sorted(image_folder.rglob("*.jpg"))]
+    (tmp_path / "list.csv").write_text("\n".join(["file,kind", *rows]))
+    (tmp_path / "classes.txt").write_text("zebra\ncat\nbee\nant\n")
+    words = ["--classes", str(tmp_path / "classes.txt"), "--label-column", "kind", "--image-column", "file", "-q"]
+    out = tmp_path / "out"
+    assert main(["build", str(tmp_path / "list.csv"), str(out), *words, "--split-by-hash", "val=0.2,test=0.1"]) == 0
+    manifests = {split: load_manifest(out / split) for split in ("train", "val", "test")}
+    assert sum(manifest.num_samples for manifest in manifests.values()) == 36
+    assert {manifest.classes for manifest in manifests.values()} == {("zebra", "cat", "bee", "ant")}
+    capsys.readouterr()
+    assert main(["build", str(tmp_path / "list.csv"), str(tmp_path / "x"), "--split-by-hash", "val", "-q"]) == 2
+    assert "'val' gives no fractions; write them like val=0.02,test=0.1" in capsys.readouterr().err
+    assert main(["build", str(tmp_path / "list.csv"), str(tmp_path / "x"), "--image-field", "mask", "-q"]) == 2
+    assert "'mask' names no column; write it like mask=mask_path" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_be_built(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    before = sorted(tmp_path.rglob("*"))
+    size_bytes = sum(path.stat().st_size for path in image_folder.rglob("*.jpg"))
+    assert main(["build", str(image_folder), str(out), "--shard-samples", "10", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [f"dataset  {out}", "samples  36", "classes  3"]
+    assert lines[3] == f"shards   4, from {format_bytes(size_bytes)}"
+    assert lines[-1] == "nothing was written; without --dry-run, this is what would be built"
+    assert main(["build", str(image_folder), str(out), "--dry-run", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == {
+        "dry_run": True,
+        "destination": str(out),
+        "datasets": [{"split": None, "samples": 36, "shards": 1, "classes": 3, "size_bytes": size_bytes}],
+    }
+    assert main(["build", str(image_folder), str(image_folder), "--dry-run"]) == 2
+    assert "source and destination are the same folder" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_build_that_is_gone_on_with_says_so(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    words = ["build", str(image_folder), out, "--shard-samples", "10", "--workers", "1", "-q"]
+    real = writing.write_shards
+
+    def stop_after_two(*arguments: Any) -> Any:
+        for number, pair in enumerate(real(*arguments)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield pair
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write_shards", stop_after_two)
+        assert main(words) == 130
+    kept = f"3 finished shards are kept in {out}: run the same command again to go on"
+    assert capsys.readouterr().err == f"feeder: interrupted; {kept}\n"
+    assert main([*words, "--seed", "1"]) == 2
+    assert "with other options: seed was 0, now it is 1; run it with the same options" in capsys.readouterr().err
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["resumed_shards"] == 3
+    assert main([*words, "--restart"]) == 2  # a finished dataset is not an interrupted build
+    assert "is not empty: it holds a finished dataset" in capsys.readouterr().err
+
+
+def test_progress_counts_bytes(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(image_folder), str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert re.search(r"^building: 36 images in .* images/s, .*B/s$", capsys.readouterr().err, re.MULTILINE)
