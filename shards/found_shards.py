@@ -50,6 +50,12 @@ class FoundShard:
     shard_digest: str = UNKNOWN_DIGEST
 
 
+def shard_number(name: str) -> int:
+    """Return the number in the name of a shard; −1 where it has none."""
+    match = _SHARD.fullmatch(name)
+    return int(match[1]) if match else -1
+
+
 def newest_generation(files: Iterable[str]) -> int:
     """Return the highest generation that names of shards and indexes tell of."""
     found = (match for name in files if (match := _SHARD.fullmatch(name) or _INDEX.fullmatch(name)))

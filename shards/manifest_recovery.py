@@ -20,7 +20,14 @@ import xxhash
 from feeder.shards.checked_json import FaultError
 from feeder.shards.errors import ManifestError
 from feeder.shards.fields import Field
-from feeder.shards.found_shards import FoundShard, find_shards, found_fields, found_record, newest_generation
+from feeder.shards.found_shards import (
+    FoundShard,
+    find_shards,
+    found_fields,
+    found_record,
+    newest_generation,
+    shard_number,
+)
 from feeder.shards.manifest import (
     COLUMNS_FOLDER,
     DIGEST_ALGORITHM,
@@ -101,6 +108,12 @@ def recover_manifest(
         return RecoveredManifest(manifest=exact, exact=True)
     facts = _Facts(folder=folder, files=files, found=found, records=records, fields=fields, shard_format=shard_format)
     return _new(facts, head, lines)
+
+
+def recover_generation(folder: Folder, name: str, before: Manifest | None) -> Manifest | None:
+    """Return the manifest of an earlier generation that cannot be read, if what is left of it proves to be it."""
+    lines = _Lines(folder.read(name))
+    return _exact(lines, _Head(lines.head, before, None), lines.shards, folder)
 
 
 class _Lines:
@@ -250,16 +263,33 @@ def _records(
     lines: Sequence[ShardRecord],
 ) -> list[ShardRecord]:
     """Return the records of all shards, those that the manifest still names first, in its order."""
-    listed = {record.name: record for record in lines}
+    names = _true_names(found, lines)
+    listed = {names[record.name]: dataclasses.replace(record, name=names[record.name]) for record in lines}
     there = {shard.name for shard in found}
-    records = {record.name: record for record in lines if record.name not in there}  # missing
+    records = {name: record for name, record in listed.items() if name not in there}  # missing
     for shard in found:
         record = found_record(folder, shard_format, fields, shard, listed.get(shard.name))
         if record is not None:
             records[shard.name] = record
-    names = dict.fromkeys([*listed, *(shard.name for shard in found)])
-    places = {name: place for place, name in enumerate(names)}
+    if list(listed) == sorted(listed, key=shard_number):  # as builds and changes have them
+        return sorted(records.values(), key=lambda record: shard_number(record.name))
+    order = dict.fromkeys([*listed, *(shard.name for shard in found)])
+    places = {name: place for place, name in enumerate(order)}
     return sorted(records.values(), key=lambda record: places[record.name])
+
+
+def _true_names(found: Sequence[FoundShard], lines: Sequence[ShardRecord]) -> dict[str, str]:
+    """Return the names of shards by those that a damaged manifest gives them, which may be altered themselves."""
+    there = {shard.name for shard in found}
+    by_digest = {shard.index_digest: shard.name for shard in found} | {
+        shard.shard_digest: shard.name for shard in found
+    }
+    return {
+        record.name: record.name
+        if record.name in there
+        else by_digest.get(record.digest) or by_digest.get(record.index_digest) or record.name
+        for record in lines
+    }
 
 
 # A new one -----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ COMMANDS = {
     "drop": ("feeder.tools.dropping", "remove samples from a dataset, with --purge their bytes too"),
     "inspect": ("feeder.tools.inspecting", "say what is in a dataset"),
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
+    "repair": ("feeder.tools.repairing", "save what is whole of a damaged dataset, and list what is lost"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),
     "show": ("feeder.tools.showing", "draw one batch as the model gets it, or stored samples, as a PNG contact sheet"),
     "demo": ("feeder.tools.demo", "from photographs to shards to batches, with a proof of resume"),
