@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from feeder.shards.adopted_again import adopted_indexes
 from feeder.shards.content_check import ContentCheck
 from feeder.shards.errors import BadImageError, ShardError, ShardsError, StorageError
-from feeder.shards.fields import Field
+from feeder.shards.fields import ABSENT, Field
 from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.images import check_image
 from feeder.shards.index import ShardIndex, encode_index, index_columns
@@ -229,11 +229,15 @@ class Diagnosis:
             SequentialShard(self._data, name, contents.take).finish()
             wrong = contents.finish()
             return [row for row in range(len(rebuilt)) if row not in wrong]
-        image = index.image
+        images = [index.stored(field) for field in index.stored_fields if f"{field}.format" in index]
         return [
             row
             for row in range(len(rebuilt))
-            if _is_image(self._data.read_ranges([(name, image.offsets[row], image.sizes[row])])[0])
+            if all(
+                one.sizes[row] == ABSENT
+                or _is_image(self._data.read_ranges([(name, one.offsets[row], one.sizes[row])])[0])
+                for one in images
+            )
         ]
 
     def _remove(self, number: int, keys: list[Any] | None, what: str, reason: str) -> ShardFinding:

@@ -4,20 +4,23 @@ Of shards with one number the newest counts: a later generation put it in the pl
 names the digest of its shard, so that the two find each other whatever they are called.
 """
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from feeder.shards.errors import ShardError
+from feeder.shards.content_check import ContentCheck
+from feeder.shards.errors import ShardError, SourceError
 from feeder.shards.fields import LABEL, Field
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.index import SCALARS, ShardIndex, index_name, parse_index
-from feeder.shards.index_rebuilding import rebuild_index
+from feeder.shards.index_rebuilding import RebuiltIndex, rebuild_index
 from feeder.shards.member_fields import member_fields
 from feeder.shards.members import split_name, walk_samples
 from feeder.shards.packing import sample_ends
@@ -26,6 +29,7 @@ from feeder.shards.shard_table import ShardRecord, segment_starts
 from feeder.shards.storage import Folder
 from feeder.shards.tar import BLOCK
 
+_ASKED_SHARDS, _ASKED_ROWS = 8, 3  # headers that tell extensions
 UNKNOWN_DIGEST = "0" * 32  # of no file: what is held against it counts as damaged
 
 _SHARD = re.compile(rf"shard-(\d{{6,}})(?:\.g(\d{{6}}))?\.({'|'.join(WRITTEN_FORMATS)})")
@@ -41,6 +45,7 @@ class FoundShard:
         name: of the shard.
         index_name, index: of its index; None where none is there that can be read.
         index_digest, shard_digest: of the bytes of the index, and the digest of its shard that it names.
+        forgot: an index of a later generation is there and cannot be read: it knew which samples were dropped.
     """
 
     name: str
@@ -48,6 +53,7 @@ class FoundShard:
     index: ShardIndex | None = None
     index_digest: str = UNKNOWN_DIGEST
     shard_digest: str = UNKNOWN_DIGEST
+    forgot: bool = False
 
 
 def shard_number(name: str) -> int:
@@ -79,22 +85,27 @@ def find_shards(folder: Folder, files: Iterable[str]) -> tuple[str, list[FoundSh
     formats = sorted({shard_format for shard_format, _ in newest}, key=lambda one: -sum(f == one for f, _ in newest))
     if not formats:
         return "", []
-    numbers = sorted(number for shard_format, number in newest if shard_format == formats[0])
+    found = {number: name for (shard_format, number), (_, name) in newest.items() if shard_format == formats[0]}
+    for number in indexes.keys() - found.keys():
+        found[number] = f"{max(indexes[number])[1].removesuffix(index_name(''))}.{formats[0]}"
     return formats[0], [
-        _with_index(folder, newest[formats[0], number][1], sorted(indexes.get(number, []), reverse=True))
-        for number in numbers
+        _with_index(folder, found[number], sorted(indexes.get(number, []), reverse=True)) for number in sorted(found)
     ]
 
 
 def _with_index(folder: Folder, name: str, candidates: list[tuple[int, str]]) -> FoundShard:
     """Return a shard with the first of some indexes that is of it; else with the one called as it is."""
     own = index_name(name)
-    readable = []
-    for _, candidate in candidates:
+    match = _SHARD.fullmatch(name)
+    generation = int(match[2] or 0) if match else 0
+    forgot = False
+    readable: list[FoundShard] = []
+    for number, candidate in candidates:
         data = folder.read(candidate)
         try:
             index, shard_digest = parse_index(data, folder.where(candidate))
         except ShardError:
+            forgot = forgot or (number > generation and not readable)
             continue
         readable.append(
             FoundShard(
@@ -105,12 +116,15 @@ def _with_index(folder: Folder, name: str, candidates: list[tuple[int, str]]) ->
                 shard_digest=shard_digest,
             )
         )
-    if not readable:
-        return FoundShard(name=name)
+    if forgot or not readable:
+        return FoundShard(name=name, forgot=forgot)
     called = next((one for one in readable if one.index_name == own), readable[0])
     if len({one.shard_digest for one in readable}) == 1:
         return readable[0]
-    digest = SequentialShard(folder, name).finish()
+    try:
+        digest = SequentialShard(folder, name).finish()
+    except FileNotFoundError:
+        return called
     return next((one for one in readable if one.shard_digest == digest), called)
 
 
@@ -120,21 +134,24 @@ def _with_index(folder: Folder, name: str, candidates: list[tuple[int, str]]) ->
 def found_fields(folder: Folder, shard_format: str, shards: Iterable[FoundShard]) -> dict[str, Field]:
     """Return the fields of shards, as their indexes tell, or without any index the members of a tar; or none."""
     listed = list(shards)
-    for shard in listed:
-        if shard.index is not None:
-            return _fields_of(folder, shard_format, shard.name, shard.index)
+    indexed = [shard for shard in listed if shard.index is not None]
+    if indexed and indexed[0].index is not None:
+        extensions = _member_extensions(folder, indexed[:_ASKED_SHARDS]) if shard_format == "tar" else {}
+        return _fields_of(indexed[0].index, extensions)
     if shard_format == "tar":
         for shard in listed:
-            samples = walk_samples(folder.where(shard.name), keep_damaged=True)
+            try:
+                samples = walk_samples(folder.where(shard.name), keep_damaged=True)
+            except SourceError:
+                continue
             if len(samples):
                 found = {one.name: one.field for one in member_fields(samples.extensions)}
                 return found | ({"label": LABEL} if "label" in found else {})
     return {}
 
 
-def _fields_of(folder: Folder, shard_format: str, name: str, index: ShardIndex) -> dict[str, Field]:
+def _fields_of(index: ShardIndex, extensions: Mapping[str, str]) -> dict[str, Field]:
     fields: dict[str, Field] = {}
-    extensions = _member_extensions(folder, name, index) if shard_format == "tar" else {}
     for column in index.names:
         if column.endswith(".offset"):
             field = column.removesuffix(".offset")
@@ -158,19 +175,29 @@ def _describes(column: str, fields: Mapping[str, Field]) -> bool:
     return part in ("offset", "size") and bool(field)
 
 
-def _member_extensions(folder: Folder, name: str, index: ShardIndex) -> dict[str, str]:
-    """Return the extensions of members of a tar, by field, from one header of each."""
-    extensions = {}
+def _member_extensions(folder: Folder, shards: Iterable[FoundShard]) -> dict[str, str]:
+    """Return the extensions of members of tars, by field: those that most of some headers have, as any may be damaged."""
+    found: dict[str, Counter[str]] = {}
+    for shard in shards:
+        if shard.index is not None:
+            with contextlib.suppress(FileNotFoundError):
+                for field, extension in _headers(folder, shard.name, shard.index):
+                    found.setdefault(field, Counter())[extension] += 1
+    return {field: counts.most_common(1)[0][0] for field, counts in found.items()}
+
+
+def _headers(folder: Folder, name: str, index: ShardIndex) -> Iterator[tuple[str, str]]:
+    """Yield field and extension by the headers of a few samples of a tar."""
+    size_bytes = folder.size(name)
     for field in index.stored_fields:
-        sizes = np.asarray(index.stored(field).sizes)
-        row = int(np.argmax(sizes >= 0))
-        if sizes[row] < 0:
-            continue
-        header = folder.read_ranges([(name, index.stored(field).offsets[row] - BLOCK, BLOCK)])[0]
-        parts = split_name(header[:100].partition(b"\0")[0].decode("ascii", "replace"))
-        if parts is not None and parts[0] == index.keys[row]:
-            extensions[field] = parts[1]
-    return extensions
+        present = np.flatnonzero(np.asarray(index.stored(field).sizes) >= 0)
+        for row in present[:_ASKED_ROWS].tolist():
+            start = index.stored(field).offsets[row] - BLOCK
+            if 0 <= start < size_bytes:
+                header = folder.read_ranges([(name, start, BLOCK)])[0]
+                parts = split_name(header[:100].partition(b"\0")[0].decode("ascii", "replace"))
+                if parts is not None and parts[0] == index.keys[row]:
+                    yield field, parts[1]
 
 
 # Records -------------------------------------------------------------------------------------------------------------
@@ -178,8 +205,10 @@ def _member_extensions(folder: Folder, name: str, index: ShardIndex) -> dict[str
 
 def found_record(
     folder: Folder, shard_format: str, fields: Mapping[str, Field], shard: FoundShard, line: ShardRecord | None
-) -> ShardRecord | None:
-    """Return a record of a shard, such that what it names in vain is damaged; None where no sample is to be found.
+) -> ShardRecord:
+    """Return a record of a shard, such that what it names in vain is damaged.
+
+    Where nothing tells how many samples it held, the record has one more than can be found.
 
     Args:
         folder, shard_format, fields: of the dataset; fields that no shard holds do not count.
@@ -189,7 +218,12 @@ def found_record(
     Raises:
         StorageError: the shard cannot be read.
     """
-    there = SequentialShard(folder, shard.name)
+    try:
+        there = SequentialShard(folder, shard.name)
+    except FileNotFoundError:
+        if shard.index is None:
+            raise
+        return _record(shard, shard.index, shard.shard_digest, 1, 0)
     size_bytes = there.size_bytes
     held = {name: field for name, field in fields.items() if _held(field, name, shard.index)}
     rebuilt = rebuild_index(there, shard_format, held)
@@ -209,16 +243,19 @@ def found_record(
     if index is not None:
         return _record(shard, index, shard.shard_digest, size_bytes, 0)
     samples = line.samples if line is not None else len(rebuilt)
-    if not samples:
-        return None
+    proven = line is not None and line.digest == digest
+    if rebuilt.damage or not (proven or _contents_are_right(folder, shard.name, rebuilt)):
+        digest = UNKNOWN_DIGEST
+    if rebuilt.damage and line is None:
+        samples += 1  # one is lost at least
     return ShardRecord(
         name=shard.name,
         samples=samples,
         size_bytes=size_bytes,
-        digest=UNKNOWN_DIGEST if rebuilt.damage else digest,
+        digest=digest,
         index_digest=line.index_digest if line is not None else UNKNOWN_DIGEST,
         index=line.index if line is not None else None,
-        dropped=line.dropped if line is not None else 0,
+        dropped=line.dropped if line is not None else int(shard.forgot),
     )
 
 
@@ -238,6 +275,13 @@ def _record(shard: FoundShard, index: ShardIndex, digest: str, size_bytes: int, 
         dropped=dropped,
         segments=segment_starts(sample_ends(columns), size_bytes),
     )
+
+
+def _contents_are_right(folder: Folder, name: str, rebuilt: RebuiltIndex) -> bool:
+    """Say whether contents have the CRCs that their shard names; of a tar, which names none, they always have."""
+    contents = ContentCheck(ShardIndex(pa.record_batch(list(rebuilt.columns.values()), names=list(rebuilt.columns))))
+    SequentialShard(folder, name, contents.take).finish()
+    return not contents.finish()
 
 
 def _left_out(index: ShardIndex, columns: Mapping[str, pa.Array]) -> int | None:

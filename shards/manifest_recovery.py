@@ -21,6 +21,7 @@ from feeder.shards.checked_json import FaultError
 from feeder.shards.errors import ManifestError
 from feeder.shards.fields import Field
 from feeder.shards.found_shards import (
+    UNKNOWN_DIGEST,
     FoundShard,
     find_shards,
     found_fields,
@@ -31,6 +32,7 @@ from feeder.shards.found_shards import (
 from feeder.shards.manifest import (
     COLUMNS_FOLDER,
     DIGEST_ALGORITHM,
+    GENERATIONS_FOLDER,
     MANIFEST_NAME,
     VERSION,
     Manifest,
@@ -97,16 +99,17 @@ def recover_manifest(
         raise ManifestError(
             f"there is no manifest at {folder.where(MANIFEST_NAME)}, and no shard to make one from; check the path"
         )
-    fields = head.fields() or found_fields(folder, shard_format, found)
+    fields = _checked_fields(head.fields(), found_fields(folder, shard_format, found))
     if "image" not in fields:
         raise ManifestError(
             f"the manifest of {folder.url} is lost, and so is every index: nothing tells what its shards hold; copy one"
             " of them from the dataset's origin"
         )
     records = _records(folder, shard_format, fields, found, lines.shards)
+    facts = _Facts(folder=folder, files=files, found=found, records=records, fields=fields, shard_format=shard_format)
+    head.others += _guesses(facts)
     if (exact := _exact(lines, head, _mixed(lines.shards, records), folder)) is not None:
         return RecoveredManifest(manifest=exact, exact=True)
-    facts = _Facts(folder=folder, files=files, found=found, records=records, fields=fields, shard_format=shard_format)
     return _new(facts, head, lines)
 
 
@@ -268,9 +271,12 @@ def _records(
     there = {shard.name for shard in found}
     records = {name: record for name, record in listed.items() if name not in there}  # missing
     for shard in found:
-        record = found_record(folder, shard_format, fields, shard, listed.get(shard.name))
-        if record is not None:
-            records[shard.name] = record
+        line = listed.get(shard.name)
+        try:
+            records[shard.name] = found_record(folder, shard_format, fields, shard, line)
+        except FileNotFoundError:  # nor is its index there
+            if line is not None:
+                records[shard.name] = line
     if list(listed) == sorted(listed, key=shard_number):  # as builds and changes have them
         return sorted(records.values(), key=lambda record: shard_number(record.name))
     order = dict.fromkeys([*listed, *(shard.name for shard in found)])
@@ -289,6 +295,31 @@ def _true_names(found: Sequence[FoundShard], lines: Sequence[ShardRecord]) -> di
         if record.name in there
         else by_digest.get(record.digest) or by_digest.get(record.index_digest) or record.name
         for record in lines
+    }
+
+
+def _guesses(facts: "_Facts") -> Iterator[tuple[str, Any]]:
+    """Yield what values may have been, by the files and by what builds mostly do."""
+    yield "fields", _field_documents(facts.fields)
+    yield "classes", _class_names(facts)[0]
+    yield from (("shuffled", value) for value in (True, False))
+    yield from (("shuffle_seed", value) for value in (0, None))
+    yield from (("generation", value) for value in range(newest_generation(facts.files) + 2))
+    yield from (("split", value) for value in (None, *SPLITS))
+
+
+def _checked_fields(named: dict[str, Field], found: dict[str, Field]) -> dict[str, Field]:
+    """Return the fields that a manifest names, put right where shards contradict it; those found if it names others."""
+    if not named or not found:
+        return named or found
+    for name, field in found.items():
+        if name not in named or named[name].stored != field.stored:
+            return found
+    return {
+        name: dataclasses.replace(field, extension=found[name].extension)
+        if name in found and found[name].extension is not None
+        else field
+        for name, field in named.items()
     }
 
 
@@ -316,6 +347,15 @@ def _new(facts: _Facts, head: _Head, lines: _Lines) -> RecoveredManifest:
         )
     values = dict(head.values)
     notes = []
+    listed = {record.name for record in lines.shards}
+    blind = [shard.name for shard in facts.found if shard.index is None and shard.name not in listed]
+    damaged = {record.name: record.digest == UNKNOWN_DIGEST for record in facts.records}
+    if unknown := [name for name in blind if damaged.get(name, True)]:
+        notes.append(f"how many samples were in {', '.join(unknown)} is not known")
+    if facts.shard_format == "tar" and (unchecked := [name for name in blind if not damaged.get(name, True)]):
+        notes.append(f"nothing is left to check the bytes of {', '.join(unchecked)} against")
+    if any(name.startswith(GENERATIONS_FOLDER) for name in facts.files):
+        notes.append("samples that were dropped are back where neither an index nor a column tells of it")
     if "classes" not in values:
         values["classes"], note = _class_names(facts)
         notes += [note] if note else []
@@ -324,12 +364,12 @@ def _new(facts: _Facts, head: _Head, lines: _Lines) -> RecoveredManifest:
         values["split"] = name if name in SPLITS else None
     if "shuffled" not in values:
         notes.append("whether its samples are in random order is not known; it is taken as not shuffled")
-    values["fields"] = {name: _field_document(field) for name, field in facts.fields.items()}
+    values["fields"] = _field_documents(facts.fields)
     values["format"] = facts.shard_format
     values["origin"] = None
     table = shard_table(facts.records)
-    columns, gone = _columns(facts, head, int(table.samples.sum()))
-    notes += gone
+    columns, without = _columns(facts, head, int(table.samples.sum()))
+    notes += without
     values["columns"] = columns
     for name in set(facts.fields) - _held(facts) - set(columns):
         if not facts.fields[name].stored:
@@ -352,8 +392,11 @@ def _new(facts: _Facts, head: _Head, lines: _Lines) -> RecoveredManifest:
     return RecoveredManifest(manifest=manifest, exact=False, notes=tuple(notes))
 
 
-def _field_document(field: Field) -> dict[str, Any]:
-    return {"type": field.type} if field.extension is None else {"type": field.type, "extension": field.extension}
+def _field_documents(fields: Mapping[str, Field]) -> dict[str, dict[str, str]]:
+    return {
+        name: {"type": field.type} if field.extension is None else {"type": field.type, "extension": field.extension}
+        for name, field in fields.items()
+    }
 
 
 def _held(facts: _Facts) -> set[str]:

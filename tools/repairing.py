@@ -116,11 +116,12 @@ def _print(source: str, report: RepairReport) -> None:
         parts.append(f"{len(report.beyond):,} beyond repair")
     if lost:
         parts.append(f"{console.format_count(lost, 'sample')} lost")
-    if report.written is not None:
-        where = (
-            f", written to {report.written}; lay its files over the dataset" if report.written != source else " done"
-        )
-        listed = f", listed in {LOST_NAME}" if lost else ""
-        print(f"{source}: {', '.join(parts)}{listed}{where}")
-    else:
+    if report.written is None:
         print(f"{source}: {', '.join(parts)}; nothing was written: do it with --write, or elsewhere with --out DIR")
+        return
+    if lost:
+        parts.append(f"listed in {LOST_NAME}")
+    if report.written == source:
+        print(f"{source}: {', '.join(parts)}: done")
+    else:
+        print(f"{source}: {', '.join(parts)}, written to {report.written}: lay its files over the dataset")
