@@ -2,17 +2,26 @@
 # make test    the test suite                     make check   format, lint, types, arrows, then the test suite
 # make bench   the benchmarks                     make setup   only the set-up, which the others do by themselves
 # make clean   removes what these made, .venv included
+# make peers   DALI, datasets and polars into .venv (1.3 GB), for the tests that hold our shards against them
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 
-.PHONY: setup demo test lint check bench clean
+.PHONY: setup peers demo test lint check bench clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh "$(READY)"
+
+peers: $(PEERS)
+
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
+	    --no-build-isolation --editable '.[peers,dali,webdataset]'
+	@touch $(PEERS)
 
 demo: $(READY)
 	$(BIN)/feeder demo $(if $(PHOTOS),--photos "$(PHOTOS)")

@@ -20,7 +20,7 @@ from feeder.errors import ConfigError
 from feeder.shards.bad_samples import BadImage, BadLimit, bad_lines, bad_list_name, by_cause
 from feeder.shards.columns import all_indexes, column_runs, rewrite_columns
 from feeder.shards.destinations.protocol import BAD_IMAGES_NAME
-from feeder.shards.errors import SourceError
+from feeder.shards.errors import NoGoodImageError, SourceError
 from feeder.shards.formats import SHARD_FORMATS, shard_name
 from feeder.shards.generations import Change, change_dataset
 from feeder.shards.index import ShardIndex
@@ -231,7 +231,7 @@ def _write(
             limit.count(table, shard.bad)
             written[task.name] = shard
     if not any(shard.shard for shard in written.values()):
-        raise SourceError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
+        raise NoGoodImageError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
     change.out.remove(bad_list_name(name) for name, shard in written.items() if shard.bad)
     return [written[name] for name in sorted(written, key=lambda name: (len(name), name))]
 

@@ -1,12 +1,14 @@
 """The end of a build: the list of bad images, the manifests, and what a build says of itself."""
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from feeder.shards.bad_samples import BAD_LIST, BadImage, bad_lines, by_cause, parse_bad
-from feeder.shards.destinations.protocol import BAD_IMAGES_NAME, PLAN_NAME, Claim, Destination
+from feeder.shards.destinations.protocol import BAD_IMAGES_NAME, DUPLICATES_NAME, PLAN_NAME, Claim, Destination
+from feeder.shards.duplicates import Duplicate
 from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, parse_manifest
 from feeder.shards.shard_table import ShardRecord
 from feeder.shards.storage import is_remote
@@ -29,6 +31,7 @@ class BuildReport:
         datasets: one entry, or one a split.
         bad: the images set aside, in the order of the source.
         bad_path: the file that lists them, or None when there are none.
+        duplicates: how many were left out for having the bytes of an image before them; a file lists them.
         resumed_shards: shards that an interrupted build had finished before.
         written_samples, written_bytes: what this one added, as it counts for its speed.
     """
@@ -36,6 +39,7 @@ class BuildReport:
     datasets: list[BuiltDataset]
     bad: list[BadImage]
     bad_path: Path | str | None
+    duplicates: int
     resumed_shards: int
     written_samples: int
     written_bytes: int
@@ -54,19 +58,27 @@ class BuildReport:
 
 
 def commit(
-    claim: Claim, tables: Sequence[SampleTable], manifests: Sequence[Manifest], bad: Sequence[Sequence[BadImage]]
+    claim: Claim,
+    tables: Sequence[SampleTable],
+    manifests: Sequence[Manifest],
+    bad: Sequence[Sequence[BadImage]],
+    duplicates: Sequence[Duplicate] = (),
 ) -> None:
-    """Write the list of bad images, make everything durable, then write the manifests.
+    """Write the lists of bad images and of duplicates, make everything durable, then write the manifests.
 
     Args:
         claim: of the destination.
         tables: one a split.
         manifests, bad: theirs.
+        duplicates: what was left out for being one.
     """
     folder = claim.folder
     listed = [image for table, images in zip(tables, bad, strict=True) for image in _in_source_order(table, images)]
     if listed:
         folder.put(BAD_IMAGES_NAME, bad_lines(listed))
+    if duplicates:
+        lines = (json.dumps(dataclasses.asdict(duplicate)) for duplicate in duplicates)
+        folder.put(DUPLICATES_NAME, "".join(line + "\n" for line in lines).encode("ascii"))
     folder.flush()
     claim.check()
     for table, manifest in zip(tables, manifests, strict=True):
@@ -94,6 +106,7 @@ def committed(folder: Destination, tables: Sequence[SampleTable], new: Sequence[
         ],
         bad=parse_bad(folder.read(BAD_IMAGES_NAME)) if listed else [],
         bad_path=_place(folder, BAD_IMAGES_NAME) if listed else None,
+        duplicates=folder.read(DUPLICATES_NAME).count(b"\n") if DUPLICATES_NAME in files else 0,
         resumed_shards=sum(len(manifest.shards) for manifest in manifests) - len(new),
         written_samples=sum(shard.samples for shard in new),
         written_bytes=sum(shard.size_bytes for shard in new),

@@ -5,7 +5,8 @@
     FeederError
     └── ShardsError
         ├── SourceError (ValueError)      the input of a build cannot be used
-        │   └── BadImageError             one image cannot be used; it names its cause
+        │   ├── BadImageError             one image cannot be used; it names its cause
+        │   └── NoGoodImageError          not one of many can
         ├── DestinationError (ValueError) the output of a build cannot be used
         │   └── ResumeError               an interrupted build there is not this one
         ├── ManifestError (ValueError)    missing, cut, of a future version, or contradicting itself
@@ -39,6 +40,10 @@ class BadImageError(SourceError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class NoGoodImageError(SourceError):
+    """Of all images that were to be written, not one can be used."""
 
 
 class DestinationError(ShardsError, ValueError):

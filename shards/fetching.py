@@ -5,7 +5,9 @@ import os
 from collections.abc import Iterator
 from typing import Self
 
-from feeder.shards.errors import BadImageError, SourceError
+import google_crc32c
+
+from feeder.shards.errors import BadImageError, ShardError, SourceError
 from feeder.shards.fields import ABSENT
 from feeder.shards.images import MAX_IMAGE_BYTES
 from feeder.shards.names import readable
@@ -35,6 +37,7 @@ def fetch(table: SampleTable) -> Iterator[Fetched]:
 
     Raises:
         SourceError: a file has vanished, or has another size than when the table was made.
+        ShardError: bytes of a shard are not those that its index describes.
         StorageError: the machine, the mount or the storage fails, not one file.
     """
     with _LocalFiles() as files:
@@ -107,6 +110,12 @@ class _Column:
             raise SourceError(
                 f"{readable(where)} changed while the dataset was built: it had {size} bytes and now has {len(data)}; "
                 "run the build again when the source is at rest"
+            )
+        if places.crcs is not None and (crc := google_crc32c.value(data)) != places.crcs[row]:
+            raise ShardError(
+                f"{readable(where)} was altered at offset {0 if places.offsets is None else places.offsets[row]}: "
+                f"CRC-32C {crc:08x}, expected {places.crcs[row]:08x}; run 'feeder verify --level full' on the dataset, "
+                "and copy the shard again from its origin"
             )
         return data
 

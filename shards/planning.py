@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from feeder.keyed import derive_key, draw
 from feeder.shards.errors import SourceError
 from feeder.shards.names import readable
+from feeder.shards.splitting import balanced_order
 from feeder.shards.table import SampleTable
 from feeder.shards.tar import END, member_sizes, scalar_names
 
@@ -50,7 +51,15 @@ class Plan:
             yield self.order[start:end]
 
 
-def plan_shards(table: SampleTable, *, seed: int | None, shard_bytes: int, shard_samples: int | None) -> Plan:
+def plan_shards(
+    table: SampleTable,
+    *,
+    seed: int | None,
+    shard_bytes: int,
+    shard_samples: int | None = None,
+    shards: int | None = None,
+    balanced: bool = False,
+) -> Plan:
     """Return the plan of a split.
 
     Shuffled order is the stable argsort of one 64-bit draw a sample, of the key ("shards.shuffle", seed): a uniform
@@ -62,6 +71,8 @@ def plan_shards(table: SampleTable, *, seed: int | None, shard_bytes: int, shard
         seed: of the shuffle; None keeps the order of the source.
         shard_bytes: the size that a tar shard of these samples does not pass, unless a single one does.
         shard_samples: at most this many samples in a shard, if given.
+        shards: so many shards of equally many samples instead, if given; one for each sample if there are fewer.
+        balanced: with a seed, let classes take turns (`feeder.shards.splitting.balanced_order`).
 
     Raises:
         SourceError: two samples would have the same key.
@@ -70,8 +81,13 @@ def plan_shards(table: SampleTable, *, seed: int | None, shard_bytes: int, shard
     numbers = np.arange(len(table), dtype=np.int64)
     if seed is None:
         order = numbers
+    elif balanced:
+        order = balanced_order(table.labels, seed)
     else:
         order = np.argsort(draw(derive_key("shards.shuffle", seed), numbers), kind="stable").astype(np.int64)
+    if shards is not None:
+        count = min(shards, len(table))
+        return Plan(order=order, starts=np.arange(count + 1, dtype=np.int64) * len(table) // count)
     ends = np.cumsum(_tar_bytes(table)[order])
     starts = [0]
     while starts[-1] < len(table):

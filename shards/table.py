@@ -27,12 +27,14 @@ class Places:
         sizes: int64[n], bytes; `UNREADABLE`, or `feeder.shards.fields.ABSENT`, where there are none.
         numbers: int64[n], the file of each sample; None: sample i has the file i.
         offsets: int64[n], where the bytes start in their file; None: each is a whole file.
+        crcs: int64[n], the CRC-32C that the bytes must have, where it is known.
     """
 
     files: PathTable
     sizes: NDArray[np.int64]
     numbers: NDArray[np.int64] | None = None
     offsets: NDArray[np.int64] | None = None
+    crcs: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -52,6 +54,7 @@ class Places:
             sizes=self.sizes[rows],
             numbers=numbers,
             offsets=None if self.offsets is None else self.offsets[rows],
+            crcs=None if self.crcs is None else self.crcs[rows],
         )
 
 
@@ -72,6 +75,7 @@ class SampleTable:
         stored: of each field that shards store as bytes, where it lies.
         values: of each other field but ``label``, its n values: a pyarrow array of the field's type, which may hold
             nulls.
+        shuffled: whether the samples lie in random order already, by `shuffle_seed` if that is known.
     """
 
     split: str | None = None
@@ -83,6 +87,8 @@ class SampleTable:
     fields: Mapping[str, Field]
     stored: Mapping[str, Places]
     values: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
+    shuffled: bool = False
+    shuffle_seed: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -22,12 +22,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from feeder.arguments import one_of
 from feeder.errors import ConfigError
 from feeder.shards.bad_samples import BadLimit
 from feeder.shards.committing import BuildReport, commit, committed
 from feeder.shards.destinations.claiming import check_destination, claim_destination
 from feeder.shards.destinations.protocol import Claim, Destination
-from feeder.shards.errors import SourceError
+from feeder.shards.duplicates import MODES, treat_duplicates
+from feeder.shards.errors import NoGoodImageError
 from feeder.shards.formats import WRITTEN_FORMATS, shard_name
 from feeder.shards.images import MAX_PIXELS
 from feeder.shards.manifest import Manifest, new_manifest
@@ -53,8 +55,10 @@ class BuildOptions:
         format: of the shards, one of `feeder.shards.formats.WRITTEN_FORMATS`.
         seed: of the shuffle.
         shuffle: lay the samples in random order over all shards; else in the order of the source.
+        balanced: with shuffle, let classes take turns for as long as they have samples.
         shard_bytes: the size that tar shards do not pass (bytes); other formats put the same samples into a shard.
         shard_samples: at most this many samples in a shard, if given.
+        shards: so many shards, of each split, of equally many samples, whatever their bytes; if given.
         max_pixels: images whose header names more are bad.
         images: what is done to images, and which are left out; none of it by default. Shards are cut by the sizes in
             the source, so that images that become smaller give smaller shards.
@@ -62,27 +66,36 @@ class BuildOptions:
         max_bad_fraction: with skip, more than this fraction of bad images stops the build; a few
             (`feeder.shards.bad_samples.ALWAYS_ALLOWED_BAD`) are always allowed, unless it is 0. What ``images`` filters
             is not counted.
+        duplicates: of images with the same bytes, ``"keep"`` takes all, ``"drop"`` the first, ``"fail"`` refuses them;
+            the latter two read images of equal size once more.
     """
 
     format: str = "tar"
     seed: int = 0
     shuffle: bool = True
+    balanced: bool = False
     shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
+    shards: int | None = None
     max_pixels: int = MAX_PIXELS
     images: ImageRules = NO_RULES
     on_error: str = "skip"
     max_bad_fraction: float = 0.01
+    duplicates: str = "keep"
 
     def __post_init__(self) -> None:
         if self.format not in WRITTEN_FORMATS:
             raise ConfigError(f"format is {self.format!r}, expected {' or '.join(map(repr, WRITTEN_FORMATS))}")
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}, expected an integer of 64 bits")
-        if self.shard_bytes < 1 or self.max_pixels < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise ConfigError("shard_bytes, shard_samples and max_pixels must be at least 1")
+        counts = (self.shard_bytes, self.max_pixels, self.shard_samples, self.shards)
+        if any(count is not None and count < 1 for count in counts):
+            raise ConfigError("shard_bytes, shard_samples, shards and max_pixels must be at least 1")
+        if self.shards is not None and self.shard_samples is not None:
+            raise ConfigError(f"shards is {self.shards} and shard_samples {self.shard_samples}; give one of the two")
         if self.on_error not in ("skip", "fail", "keep"):
             raise ConfigError(f"on_error is {self.on_error!r}, expected 'skip', 'fail' or 'keep'")
+        one_of("duplicates", self.duplicates, MODES)
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction is {self.max_bad_fraction}, expected a number from 0 to 1")
 
@@ -91,6 +104,7 @@ class BuildOptions:
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del options["images"], options["max_bad_fraction"]
         options["on_error"] = "keep" if self.on_error == "keep" else "leave out"
+        options["duplicates"] = "drop" if self.duplicates == "drop" else "keep"
         return options | dataclasses.asdict(self.images)
 
 
@@ -125,8 +139,8 @@ def build(
             interrupted; splits go to ``dest/train`` and so on.
         options: what decides the bytes, and what to do with bad images.
         source_options: what may be said about the source.
-        workers: at most this many processes write shards, one for every few shards (`SHARDS_PER_WORKER`); 1 writes in
-            this process. The bytes are the same for any number.
+        workers: at most this many processes write shards, one for every few shards (`SHARDS_PER_WORKER`) or, where
+            images are encoded anew, for every shard; 1 writes in this process. The bytes are the same for any number.
         start: called with the number of samples to be written once it is known; returns what takes the progress.
         restart: discard what an interrupted build has written, whatever it was.
 
@@ -182,6 +196,7 @@ def write_tables(
 ) -> BuildReport:
     """Write the shards of some tables, one a split, into a claimed destination, and the manifests of them."""
     folder = claim.folder
+    tables, repeated = treat_duplicates(tables, options.duplicates)
     plans = [_plan(table, options) for table in tables]
     record = record_of(tables, plans, options.deciding())
     finished = begin(folder, record, tables, plans, options.format, restart=restart)
@@ -195,9 +210,8 @@ def write_tables(
         for table, plan in zip(tables, plans, strict=True)
     ]
     manifests = [_manifest(table, shards.values(), options) for table, shards in zip(tables, written, strict=True)]
-    commit(
-        claim, tables, manifests, [[image for shard in shards.values() for image in shard.bad] for shards in written]
-    )
+    bad = [[image for shard in shards.values() for image in shard.bad] for shards in written]
+    commit(claim, tables, manifests, bad, repeated)
     new = [one.shard for shards in written for name, one in shards.items() if name not in finished]
     return committed(folder, tables, [shard for shard in new if shard is not None])
 
@@ -214,6 +228,8 @@ def _plan(table: SampleTable, options: BuildOptions) -> Plan:
         seed=options.seed if options.shuffle else None,
         shard_bytes=options.shard_bytes,
         shard_samples=options.shard_samples,
+        shards=options.shards,
+        balanced=options.balanced,
     )
 
 
@@ -233,7 +249,7 @@ def _write_split(
     for shard in shards.values():
         limit.count(table, shard.bad)
     missing = len(plan) - len(shards)
-    processes = min(workers, max(1, missing // SHARDS_PER_WORKER))
+    processes = min(workers, max(1, missing // (1 if options.images.rewrites else SHARDS_PER_WORKER)))
     tasks = (
         _task(claim.folder, name, table.take(rows), options)
         for name, rows in zip(names, plan, strict=True)
@@ -245,7 +261,7 @@ def _write_split(
             limit.count(table, shard.bad)
             shards[task.name] = shard
     if not any(shard.shard for shard in shards.values()):
-        raise SourceError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
+        raise NoGoodImageError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
     return {name: shards[name] for name in names}
 
 
@@ -268,11 +284,13 @@ def _manifest(table: SampleTable, written: Iterable[WrittenShard], options: Buil
         split=table.split,
         fields=table.fields,
         shard_format=options.format,
-        shuffled=options.shuffle,
-        shuffle_seed=options.seed if options.shuffle else None,
+        shuffled=options.shuffle or table.shuffled,
+        shuffle_seed=options.seed if options.shuffle else table.shuffle_seed,
         build={
             "shard_bytes": options.shard_bytes,
             "shard_samples": options.shard_samples,
+            "shards": options.shards,
+            "balanced": options.balanced,
             "max_pixels": options.max_pixels,
             "images": options.images.settings(),
         },

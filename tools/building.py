@@ -11,10 +11,14 @@ from typing import Any
 from feeder.resources import usable_cores
 from feeder.shards.bad_samples import ALWAYS_ALLOWED_BAD
 from feeder.shards.committing import BuildReport
+from feeder.shards.duplicates import MODES
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.images import CAUSES, MAX_PIXELS
+from feeder.shards.manifest import Manifest
 from feeder.shards.planning import DEFAULT_SHARD_BYTES
 from feeder.shards.recoding import FILTERED
+from feeder.shards.retrying import retry_failed
+from feeder.shards.sources.options import SourceOptions
 from feeder.shards.writing import BuildOptions, BuildPreview, build, preview
 from feeder.tools import console
 from feeder.tools.image_options import add_image_arguments, image_rules
@@ -79,6 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="discard what an interrupted build has written to DEST, and start over"
     )
+    parser.add_argument(
+        "--duplicates",
+        choices=MODES,
+        default=defaults.duplicates,
+        help="of images with the same bytes: keep all, drop all but the first, or fail (%(default)s)",
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="read again what a finished build set aside, and append what is good now as a new generation",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_source_arguments(parser)
@@ -97,12 +112,15 @@ def run(args: argparse.Namespace) -> int:
         images=image_rules(args),
         on_error=args.on_error,
         max_bad_fraction=args.max_bad_fraction,
+        duplicates=args.duplicates,
     )
     said = source_options(args)
     if args.dry_run:
         _print_preview(preview(args.source, args.dest, options, source_options=said), args.dest, as_json=args.json)
         return 0
     workers = args.workers if args.workers is not None else usable_cores()
+    if args.retry_failed:
+        return _retry(args, said, workers)
     begin = time.monotonic()
     with ExitStack() as stack:
 
@@ -120,9 +138,34 @@ def run(args: argparse.Namespace) -> int:
         )
     seconds = time.monotonic() - begin
     if args.json:
-        print(json.dumps(_document(report, seconds)))
+        print(json.dumps(report_document(report, seconds)))
     else:
-        _print(report, seconds)
+        print_report(report, seconds, "built")
+    return 0
+
+
+def _retry(args: argparse.Namespace, said: SourceOptions, workers: int) -> int:
+    """Try again what a build set aside, then say what came of it."""
+    with ExitStack() as stack:
+
+        def start(total: int) -> console.Advance:
+            return stack.enter_context(console.progress(total, "trying again", "images"))
+
+        report = retry_failed(args.source, args.dest, source_options=said, workers=workers, start=start)
+    if args.json:
+        document = {"tried": report.tried, "recovered": report.recovered, "bad": len(report.bad), "gone": report.gone}
+        print(json.dumps(document))
+        return 0
+    console.print_figures(
+        [
+            ("tried", f"{report.tried:,}"),
+            ("recovered", f"{report.recovered:,}"),
+            ("still bad", f"{len(report.bad) - report.gone:,}"),
+            ("gone", f"{report.gone:,}"),
+        ]
+    )
+    for image in report.bad[:_SHOWN_BAD]:
+        print(f"  {console.printable(image.source)}: {console.printable(image.reason)}")
     return 0
 
 
@@ -134,7 +177,8 @@ def size_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
-def _document(report: BuildReport, seconds: float) -> dict[str, Any]:
+def report_document(report: BuildReport, seconds: float) -> dict[str, Any]:
+    """Return what was made as the object that ``--json`` prints."""
     return {
         "datasets": [
             {
@@ -152,6 +196,7 @@ def _document(report: BuildReport, seconds: float) -> dict[str, Any]:
         "size_bytes": report.size_bytes,
         "bad": report.bad_by_cause,
         "bad_images": str(report.bad_path) if report.bad_path else None,
+        "duplicates": report.duplicates,
         "resumed_shards": report.resumed_shards,
         "seconds": round(seconds, 3),
     }
@@ -184,7 +229,8 @@ def _print_preview(would: BuildPreview, dest: str, *, as_json: bool) -> None:
     print("\nnothing was written; without --dry-run, this is what would be built")
 
 
-def _print(report: BuildReport, seconds: float) -> None:
+def print_report(report: BuildReport, seconds: float, done: str) -> None:
+    """Say what was made; `done` is the word for it."""
     for dataset in report.datasets:
         manifest = dataset.manifest
         console.print_figures(
@@ -193,15 +239,17 @@ def _print(report: BuildReport, seconds: float) -> None:
                 ("samples", f"{manifest.num_samples:,}"),
                 *([("classes", f"{len(manifest.classes):,}")] if "label" in manifest.fields else []),
                 ("shards", f"{len(manifest.shards):,}, {console.format_bytes(manifest.size_bytes)}"),
-                ("order", f"shuffled with seed {manifest.shuffle_seed}" if manifest.shuffled else "as in the source"),
+                ("order", _order(manifest)),
                 ("digest", manifest.digest),
             ]
         )
     rate = console.format_rate(report.written_samples, seconds)
     speed = f"{rate}, {console.format_bytes(report.written_bytes / seconds)}/s"
-    print(f"built in {console.format_duration(seconds)}, {speed}")
+    print(f"{done} in {console.format_duration(seconds)}, {speed}")
     if report.resumed_shards:
         print(f"{console.format_count(report.resumed_shards, 'shard')} had been finished before")
+    if report.duplicates:
+        print(f"{console.format_count(report.duplicates, 'duplicate')} left out, listed in duplicates.jsonl")
     if report.bad_path:
         count = len(report.bad)
         noun = "image" if FILTERED & report.bad_by_cause.keys() else "bad image"
@@ -214,6 +262,12 @@ def _print(report: BuildReport, seconds: float) -> None:
         for image in report.bad[:_SHOWN_BAD]:
             print(f"  {console.printable(image.source)}: {console.printable(image.reason)}")
     print(f"\nnext: feeder stream {shlex.quote(str(report.datasets[0].path))}")
+
+
+def _order(manifest: Manifest) -> str:
+    if not manifest.shuffled:
+        return "as in the source"
+    return "shuffled" if manifest.shuffle_seed is None else f"shuffled with seed {manifest.shuffle_seed}"
 
 
 # argparse names a type in its sentence by __name__: "invalid size value: 'x'"

@@ -39,6 +39,7 @@ COMMANDS = {
     "annotate": ("feeder.tools.annotating", "add columns to a dataset from a table with keys"),
     "drop": ("feeder.tools.dropping", "remove samples from a dataset, with --purge their bytes too"),
     "inspect": ("feeder.tools.inspecting", "say what is in a dataset"),
+    "convert": ("feeder.tools.converting", "write a dataset in another format, order or cut, or as Parquet"),
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
     "repair": ("feeder.tools.repairing", "save what is whole of a damaged dataset, and list what is lost"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),

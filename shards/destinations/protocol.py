@@ -13,13 +13,15 @@ from feeder.shards.storage import STAGED, is_remote
 from feeder.shards.table import SPLITS
 
 BAD_IMAGES_NAME = "bad-images.jsonl"
+DUPLICATES_NAME = "duplicates.jsonl"
 PLAN_NAME = ".building.plan"
 SPOOL_NAME = ".building.images"
 
 _OWN_NAMES = re.compile(
     rf"((?:{'|'.join(SPLITS)})/)?"
     rf"(shard-\d{{6,}}\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow|bad\.jsonl)"
-    rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, PLAN_NAME, SPOOL_NAME)))})"
+    rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, DUPLICATES_NAME, PLAN_NAME, SPOOL_NAME)))}"
+    r"|[a-z]+-\d{5}-of-\d{5}\.parquet)"
     rf"({re.escape(STAGED)})?"
 )
 _PARTS_OF_A_DATASET = re.compile(rf"(.*/)?(shard-.*|{re.escape(MANIFEST_NAME)})")

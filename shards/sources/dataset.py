@@ -71,6 +71,8 @@ def _table(folder: Folder, manifest: Manifest, known: tuple[str, ...] | None) ->
         fields={name: LABEL if name == "label" else field for name, field in manifest.fields.items()},
         stored={name: _places(manifest, indexes, name) for name, field in manifest.fields.items() if field.stored},
         values={name: _values(folder, manifest, indexes, name) for name in columns},
+        shuffled=manifest.shuffled,
+        shuffle_seed=manifest.shuffle_seed,
     )
 
 
@@ -89,14 +91,15 @@ def _values(folder: Folder, manifest: Manifest, indexes: Sequence[ShardIndex], f
 
 def _places(manifest: Manifest, indexes: Sequence[ShardIndex], field: str) -> Places:
     """Return where a stored field lies."""
-    sizes = _numbers(indexes, f"{field}.size")
+    sizes, crcs = (_numbers(indexes, f"{field}.{column}") for column in ("size", "crc32c"))
     if SHARD_FORMATS[manifest.format].files:
-        return Places(files=PathTable(_strings(indexes, "path")), sizes=sizes)
+        return Places(files=PathTable(_strings(indexes, "path")), sizes=sizes, crcs=crcs)
     return Places(
         files=PathTable(manifest.shards.names),
         sizes=sizes,
         numbers=np.repeat(np.arange(len(indexes)), [index.num_samples for index in indexes]),
         offsets=_numbers(indexes, f"{field}.offset"),
+        crcs=crcs,
     )
 
 

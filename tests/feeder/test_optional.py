@@ -104,4 +104,4 @@ def test_a_broken_package_is_not_called_absent(
 
 def test_every_package_has_an_extra_of_the_distribution() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {package.extra for package in PACKAGES.values()} | {"pillow-simd", "dev"} == extras.keys()
+    assert {package.extra for package in PACKAGES.values()} | {"pillow-simd", "dev", "peers"} == extras.keys()

@@ -48,7 +48,7 @@ def test_the_metadata_names_the_licence_the_command_and_the_extras(unpacked_whee
     assert "License-Expression: Apache-2.0" in metadata
     assert "feeder = feeder.tools.main:main" in (info / "entry_points.txt").read_text()
     extras = {line.partition(": ")[2] for line in metadata if line.startswith("Provides-Extra: ")}
-    assert extras == {package.extra for package in PACKAGES.values()} | {"pillow-simd", "dev"}
+    assert extras == {package.extra for package in PACKAGES.values()} | {"pillow-simd", "dev", "peers"}
 
 
 def test_nothing_pulls_pillow_over_pillow_simd(unpacked_wheel: Path) -> None:

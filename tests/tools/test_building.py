@@ -47,7 +47,14 @@ def test_options_reach_the_build(image_folder: Path, tmp_path: Path, capsys: pyt
     document = json.loads(printed.out)
     manifest = load_manifest(out)
     assert printed.err == ""
-    assert manifest.build == {"shard_bytes": 20_000, "shard_samples": 10, "max_pixels": 5000, "images": None}
+    assert manifest.build == {
+        "shard_bytes": 20_000,
+        "shard_samples": 10,
+        "shards": None,
+        "balanced": False,
+        "max_pixels": 5000,
+        "images": None,
+    }
     assert manifest.shuffle_seed == 7
     assert document["datasets"][0]["digest"] == manifest.digest
     assert document["samples"] == manifest.num_samples < 36
