@@ -176,7 +176,7 @@ def _describes(column: str, fields: Mapping[str, Field]) -> bool:
 
 
 def _member_extensions(folder: Folder, shards: Iterable[FoundShard]) -> dict[str, str]:
-    """Return the extensions of members of tars, by field: those that most of some headers have, as any may be damaged."""
+    """Return the extensions of members of tars, by field: those of most of some headers, as any may be damaged."""
     found: dict[str, Counter[str]] = {}
     for shard in shards:
         if shard.index is not None:

@@ -44,6 +44,7 @@ VERSION = "1"
 SCALARS = "scalars"  # stands for the member that holds the scalar fields together
 
 _COLUMN_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+_MAX_LABELS = 1_000_000  # a larger number is no class
 _HEX_DIGEST = re.compile("[0-9a-f]{32}")
 _FIXED_TYPES = {"key": pa.string(), "source": pa.string(), "label": pa.int64()}
 _PART_TYPES = {
@@ -254,6 +255,8 @@ def parse_index(data: bytes, where: str) -> tuple[ShardIndex, str]:
             if expected is not None and (column.type != expected or column.null_count):
                 raise ValueError(f"the column {name} is none of an index")
         index = ShardIndex(table)
+        if index.labels is not None and not -1 <= min(index.labels) <= max(index.labels) < _MAX_LABELS:
+            raise ValueError("a label is none")
     except (pa.ArrowException, ValueError, KeyError) as error:
         raise ShardError(f"index {where} is damaged ({error}); copy it again from the dataset's origin") from error
     shard_digest = metadata.get(b"shard_digest", b"").decode("utf-8", "replace")

@@ -89,7 +89,8 @@ def recover_manifest(
     head = _Head(lines.head, older, given)
     if (exact := _exact(lines, head, lines.shards, folder)) is not None:
         return RecoveredManifest(manifest=exact, exact=True)
-    if lines.head.get("origin") or (older is not None and older.adopted):
+    build = head.values.get("build", {})
+    if head.values.get("origin") is not None or build.get("adopted"):
         raise ManifestError(
             f"the manifest of {folder.url} is lost, and it was of data adopted in place; adopt them again with "
             "'feeder index'"
@@ -346,16 +347,7 @@ def _new(facts: _Facts, head: _Head, lines: _Lines) -> RecoveredManifest:
             "sample; copy the dataset again from its origin"
         )
     values = dict(head.values)
-    notes = []
-    listed = {record.name for record in lines.shards}
-    blind = [shard.name for shard in facts.found if shard.index is None and shard.name not in listed]
-    damaged = {record.name: record.digest == UNKNOWN_DIGEST for record in facts.records}
-    if unknown := [name for name in blind if damaged.get(name, True)]:
-        notes.append(f"how many samples were in {', '.join(unknown)} is not known")
-    if facts.shard_format == "tar" and (unchecked := [name for name in blind if not damaged.get(name, True)]):
-        notes.append(f"nothing is left to check the bytes of {', '.join(unchecked)} against")
-    if any(name.startswith(GENERATIONS_FOLDER) for name in facts.files):
-        notes.append("samples that were dropped are back where neither an index nor a column tells of it")
+    notes = list(_unknown(facts, lines))
     if "classes" not in values:
         values["classes"], note = _class_names(facts)
         notes += [note] if note else []
@@ -375,14 +367,7 @@ def _new(facts: _Facts, head: _Head, lines: _Lines) -> RecoveredManifest:
         if not facts.fields[name].stored:
             del values["fields"][name]
             notes.append(f"the values of {name} are lost")
-    if head.generation is not None:
-        values["generation"] = head.generation
-    elif head.older is not None:
-        values["generation"] = head.older.generation + 1
-    else:
-        values["generation"] = newest_generation(record.name for record in facts.records)
-    follows = head.older is not None and head.older.generation + 1 == values["generation"]
-    values["parent"] = head.older.digest if head.older is not None and follows else None
+    values["generation"], values["parent"] = _place(facts, head)
     manifest = _parsed(_document(values, table), facts.folder.where(MANIFEST_NAME))
     if manifest is None:
         raise ManifestError(
@@ -390,6 +375,31 @@ def _new(facts: _Facts, head: _Head, lines: _Lines) -> RecoveredManifest:
             " the dataset's origin"
         )
     return RecoveredManifest(manifest=manifest, exact=False, notes=tuple(notes))
+
+
+def _unknown(facts: _Facts, lines: _Lines) -> Iterator[str]:
+    """Yield what cannot be known of the samples, one clause each."""
+    listed = {record.name for record in lines.shards}
+    blind = [shard.name for shard in facts.found if shard.index is None and shard.name not in listed]
+    damaged = {record.name: record.digest == UNKNOWN_DIGEST for record in facts.records}
+    if uncounted := [name for name in blind if damaged.get(name, True)]:
+        yield f"how many samples were in {', '.join(uncounted)} is not known"
+    if facts.shard_format == "tar" and (unchecked := [name for name in blind if not damaged.get(name, True)]):
+        yield f"nothing is left to check the bytes of {', '.join(unchecked)} against"
+    if any(name.startswith(GENERATIONS_FOLDER) for name in facts.files):
+        yield "samples that were dropped are back where neither an index nor a column tells of it"
+
+
+def _place(facts: _Facts, head: _Head) -> tuple[int, str | None]:
+    """Return the number of the generation, and the digest of the one before."""
+    if head.generation is not None:
+        generation = head.generation
+    elif head.older is not None:
+        generation = head.older.generation + 1
+    else:
+        generation = newest_generation(record.name for record in facts.records)
+    follows = head.older is not None and head.older.generation + 1 == generation
+    return generation, head.older.digest if head.older is not None and follows else None
 
 
 def _field_documents(fields: Mapping[str, Field]) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
@@ -157,6 +158,8 @@ class _Repair:
         held = {*plan.fields, *columns}
         fields = {name: field for name, field in plan.manifest.fields.items() if name in held}
         changed = dataclasses.replace(plan.manifest, shards=shard_table(records), columns=columns, fields=fields)
+        if plan.manifest_is_new and "label" in fields:
+            changed = dataclasses.replace(changed, classes=self._classes())
         if sealed(changed) == plan.manifest:
             return plan.manifest
         parent: str | None
@@ -261,7 +264,7 @@ class _Repair:
                 yield columns[name]
 
     def _index_columns(self, number: int, finding: ShardFinding) -> Columns | None:
-        if finding.action == "remove":
+        if finding.action in ("remove", "leave"):
             return None
         if finding.columns:
             return finding.columns
@@ -270,6 +273,12 @@ class _Repair:
             return {name: restored.column(name) for name in restored.names}
         index = load_index(self._plan.folder, self._plan.manifest, number)
         return {name: index.column(name) for name in index.names}
+
+    def _classes(self) -> tuple[str, ...]:
+        """Return the class names, with numbers for the labels beyond them that shards alone told of."""
+        classes = self._plan.manifest.classes
+        most = max((int(pc.max(run).as_py()) for run in self._runs_of_indexes("label") if len(run)), default=-1)
+        return classes + tuple(f"class-{label}" for label in range(len(classes), most + 1))
 
     # what is lost
 
