@@ -162,14 +162,15 @@ class ColumnWriter:
 
 
 def consolidate(
-    manifest: Manifest, folder: Folder, out: Destination, names: Iterable[str] | None = None
+    manifest: Manifest, folder: Folder, out: Destination, *, prefix: str = "", names: Iterable[str] | None = None
 ) -> dict[str, ColumnFile]:
     """Write the columns of a dataset from its indexes, in one pass over them; return what its manifest says of them.
 
     Args:
         manifest: names the shards and their indexes.
         folder: holds the indexes.
-        out: the dataset's folder, to write into.
+        out: the dataset's folder, or one around it, to write into.
+        prefix: what stands before the dataset's names in `out`, such as ``"train/"``.
         names: of the columns to write; all when None.
 
     Raises:
@@ -178,7 +179,7 @@ def consolidate(
     """
     types = consolidated_types(manifest.fields)
     wanted = types if names is None else {name: types[name] for name in names}
-    return place_columns(out, lambda place: write_columns(wanted, all_indexes(manifest, folder), place))
+    return place_columns(out, lambda place: write_columns(wanted, all_indexes(manifest, folder), place), prefix)
 
 
 def all_indexes(manifest: Manifest, folder: Folder) -> Iterator[ShardIndex]:
@@ -211,16 +212,19 @@ def column_runs(manifest: Manifest, folder: Folder, name: str, rows: int = 1) ->
         yield pa.concat_arrays(waiting)
 
 
-def place_columns(out: Destination, write: Callable[[Path], dict[str, ColumnFile]]) -> dict[str, ColumnFile]:
+def place_columns(
+    out: Destination, write: Callable[[Path], dict[str, ColumnFile]], prefix: str = ""
+) -> dict[str, ColumnFile]:
     """Put columns into ``columns/`` of a dataset; return what its manifest says of them.
 
     Args:
-        out: the dataset's folder, to write into.
+        out: the dataset's folder, or one around it, to write into.
         write: writes them into a local folder, and returns their names there and their digests.
+        prefix: what stands before the dataset's names in `out`.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(out, LocalDestination):
-            place = out.path / COLUMNS_FOLDER
+            place = out.path / prefix / COLUMNS_FOLDER
             with writing_errors(str(place)):
                 place.mkdir(exist_ok=True)
                 columns = write(place)
@@ -231,7 +235,7 @@ def place_columns(out: Destination, write: Callable[[Path], dict[str, ColumnFile
                 columns = write(place)
             for column in columns.values():
                 file = stack.enter_context(open(place / column.file, "rb"))
-                with out.staged(f"{COLUMNS_FOLDER}/{column.file}") as target:
+                with out.staged(f"{prefix}{COLUMNS_FOLDER}/{column.file}") as target:
                     shutil.copyfileobj(file, target, _PIECE_BYTES)
     return {name: dataclasses.replace(one, file=f"{COLUMNS_FOLDER}/{one.file}") for name, one in columns.items()}
 

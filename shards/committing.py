@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feeder.shards.bad_samples import BAD_LIST, BadImage, bad_lines, by_cause, parse_bad
-from feeder.shards.destinations.protocol import BAD_IMAGES_NAME, DUPLICATES_NAME, PLAN_NAME, Claim, Destination
+from feeder.shards.columns import consolidate
+from feeder.shards.destinations.protocol import (
+    BAD_IMAGES_NAME,
+    DUPLICATES_NAME,
+    PLAN_NAME,
+    Claim,
+    Destination,
+    cannot_write,
+)
 from feeder.shards.duplicates import Duplicate
-from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, parse_manifest
+from feeder.shards.errors import StorageError
+from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, parse_manifest, sealed
 from feeder.shards.shard_table import ShardRecord
-from feeder.shards.storage import is_remote
+from feeder.shards.storage import is_remote, open_folder
 from feeder.shards.table import SampleTable
 
 
@@ -64,7 +73,7 @@ def commit(
     bad: Sequence[Sequence[BadImage]],
     duplicates: Sequence[Duplicate] = (),
 ) -> None:
-    """Write the lists of bad images and of duplicates, make everything durable, then write the manifests.
+    """Write the lists of bad images and duplicates and the columns, make all that durable, then write the manifests.
 
     Args:
         claim: of the destination.
@@ -81,9 +90,22 @@ def commit(
         folder.put(DUPLICATES_NAME, "".join(line + "\n" for line in lines).encode("ascii"))
     folder.flush()
     claim.check()
-    for table, manifest in zip(tables, manifests, strict=True):
+    whole = [_with_columns(folder, table, manifest) for table, manifest in zip(tables, manifests, strict=True)]
+    folder.flush()
+    claim.check()
+    for table, manifest in zip(tables, whole, strict=True):
         folder.put(table.prefix + MANIFEST_NAME, encode_manifest(manifest))
     folder.flush()
+
+
+def _with_columns(folder: Destination, table: SampleTable, manifest: Manifest) -> Manifest:
+    """Write the consolidated columns of a split; return the manifest that names them."""
+    place = open_folder(folder.where(table.prefix).rstrip("/"))
+    try:
+        columns = consolidate(manifest, place, folder, prefix=table.prefix)
+    except StorageError as error:  # it is the destination that no longer answers
+        raise cannot_write(place.url, error) from error
+    return sealed(dataclasses.replace(manifest, columns=columns))
 
 
 def committed(folder: Destination, tables: Sequence[SampleTable], new: Sequence[ShardRecord] = ()) -> BuildReport:

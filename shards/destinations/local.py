@@ -9,15 +9,17 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from feeder.shards.destinations.protocol import in_use, is_own, not_empty, refuse_foreign, writing_errors
 from feeder.shards.errors import DestinationError
-from feeder.shards.manifest import MARKER_NAME
+from feeder.shards.manifest import COLUMNS_FOLDER, MARKER_NAME
 from feeder.shards.storage import flush_folder, staged_file
 from feeder.shards.table import SPLITS
+
+OWN_FOLDERS = (*(f"{split}/{COLUMNS_FOLDER}" for split in SPLITS), COLUMNS_FOLDER, *SPLITS)  # inner ones first
 
 MARKER_TEXT = b"A build of shardfeed is writing here, or was interrupted; the same command again goes on with it.\n"
 
@@ -64,7 +66,7 @@ class LocalDestination:
                 (self.path / name).unlink(missing_ok=True)
 
     def flush(self) -> None:
-        for folder in (*(self.path / split for split in SPLITS), self.path):
+        for folder in (*(self.path / name for name in OWN_FOLDERS), self.path):
             with writing_errors(str(folder)):
                 if folder.is_dir() or folder == self.path:
                     flush_folder(folder)
@@ -112,7 +114,7 @@ class LocalClaim:
     def discard(self) -> None:
         try:
             self.folder.remove(self.folder.files())
-            _remove_folders([self.folder.path / split for split in SPLITS])
+            _remove_folders([self.folder.path / name for name in OWN_FOLDERS])
         except DestinationError:
             self.keep()  # with its marker, so that the next build tries again
             return
@@ -213,15 +215,21 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _entries(path: Path) -> list[str]:
-    """Return the names in a folder and in its splits, other folders with a ``/`` behind; builds make no links."""
+def _entries(path: Path, above: str = "", folders: Sequence[str] = (*SPLITS, COLUMNS_FOLDER)) -> list[str]:
+    """Return the names in a folder and in those that builds make there, other folders with a ``/`` behind.
+
+    Args:
+        path: the folder.
+        above: what stands before the names.
+        folders: that builds make in it: splits, and columns also in these; builds make no links.
+    """
     names = []
     for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+        name = above + entry.name
         if not entry.is_dir():
-            names.append(entry.name)
-        elif entry.name in SPLITS and not entry.is_symlink():
-            inner = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
-            names += [f"{entry.name}/{one.name}{'/' if one.is_dir() else ''}" for one in inner]
+            names.append(name)
+        elif entry.name in folders and not entry.is_symlink():
+            names += _entries(path / entry.name, name + "/", (COLUMNS_FOLDER,) if entry.name in SPLITS else ())
         else:
-            names.append(entry.name + "/")
+            names.append(name + "/")
     return names

@@ -8,7 +8,7 @@ from typing import BinaryIO, Protocol
 from feeder.errors import FeederError
 from feeder.shards.errors import DestinationError
 from feeder.shards.formats import WRITTEN_FORMATS
-from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME
+from feeder.shards.manifest import COLUMNS_FOLDER, MANIFEST_NAME, MARKER_NAME
 from feeder.shards.storage import STAGED, is_remote
 from feeder.shards.table import SPLITS
 
@@ -21,10 +21,11 @@ _OWN_NAMES = re.compile(
     rf"((?:{'|'.join(SPLITS)})/)?"
     rf"(shard-\d{{6,}}\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow|bad\.jsonl)"
     rf"|{'|'.join(map(re.escape, (MANIFEST_NAME, BAD_IMAGES_NAME, DUPLICATES_NAME, PLAN_NAME, SPOOL_NAME)))}"
+    rf"|{COLUMNS_FOLDER}/([^/]+\.[0-9a-f]{{8}}\.arrow|column-[^/]+)"
     r"|[a-z]+-\d{5}-of-\d{5}\.parquet)"
     rf"({re.escape(STAGED)})?"
 )
-_PARTS_OF_A_DATASET = re.compile(rf"(.*/)?(shard-.*|{re.escape(MANIFEST_NAME)})")
+_PARTS_OF_A_DATASET = re.compile(rf"(.*/)?(shard-.*|{re.escape(MANIFEST_NAME)}|{COLUMNS_FOLDER}/.*\.arrow)")
 
 
 class Destination(Protocol):
@@ -106,7 +107,7 @@ def refuse_foreign(url: str, entries: Iterable[str], *, vouched: bool) -> None:
 
     Args:
         url: the folder.
-        entries: relative names of its files; of folders in it, those that are no split with a ``/`` behind.
+        entries: relative names of its files; of folders in it, those that a build does not make with a ``/`` behind.
         vouched: whether the marker says that a build was here.
     """
     for name in sorted(entries):

@@ -9,14 +9,14 @@ knows many) it is enough that a shard's index is written after the shard: a cut 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from feeder.errors import FeederError
 from feeder.shards.destinations.lease import Lease
 from feeder.shards.destinations.protocol import in_use, is_own, refuse_foreign, writing_errors
 from feeder.shards.errors import DestinationError
-from feeder.shards.manifest import MARKER_NAME
+from feeder.shards.manifest import COLUMNS_FOLDER, MARKER_NAME
 from feeder.shards.storage import RemoteFolder
 from feeder.shards.table import SPLITS
 
@@ -62,14 +62,19 @@ class RemoteDestination:
         return {name: size for name, size in self.entries().items() if is_own(name)}
 
     def entries(self) -> dict[str, int]:
-        """Return the names in the folder and in its splits with their sizes, other folders with a ``/`` behind."""
+        """Return the names in the folder and in those that builds make there, other folders with a ``/`` behind."""
+        return dict(sorted(self._entries("", (*SPLITS, COLUMNS_FOLDER)).items()))
+
+    def _entries(self, above: str, folders: Sequence[str]) -> dict[str, int]:
+        """Return names and sizes below a folder, in which builds make some folders."""
         found: dict[str, int] = {}
-        for name, size in self._listed(self.url).items():
-            if name.rstrip("/") in SPLITS and name.endswith("/"):
-                found |= {name + inner: size for inner, size in self._listed(self.where(name[:-1])).items()}
+        for name, size in self._listed(self.where(above) if above else self.url).items():
+            plain = name.rstrip("/")
+            if plain in folders and name.endswith("/"):
+                found |= self._entries(above + name, (COLUMNS_FOLDER,) if plain in SPLITS else ())
             else:
-                found[name] = size
-        return dict(sorted(found.items()))
+                found[above + name] = size
+        return found
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:

@@ -172,7 +172,7 @@ class FormatContract:
         assert rows.keys != sorted(rows.keys)
         ends = (f".{self.format}", ".idx.arrow")
         assert sorted(os.listdir(tmp_path / "out")) == sorted(
-            ["manifest.json", *(f"shard-{i:06d}{end}" for i in range(8) for end in ends)]
+            ["columns", "manifest.json", *(f"shard-{i:06d}{end}" for i in range(8) for end in ends)]
         )
 
     def test_samples_come_in_order_and_lie_in_it(self, dataset: Path, image_folder: Path) -> None:
@@ -231,7 +231,7 @@ class FormatContract:
         # ant: 3 shards; badly: 2 empty ones, then 2 bad images before 2 bees
         assert manifest.shards.samples.tolist() == [4, 4, 4, 2, 4, 4, 4, 4, 4, 2]
         assert manifest.shards.names == [self.name(i) for i in (0, 1, 2, 5, 6, 7, 8, 9, 10, 11)]
-        assert len(list((tmp_path / "out").iterdir())) == 22
+        assert len(list((tmp_path / "out").iterdir())) == 23
         rows, _ = open_dataset(tmp_path / "out").read(np.arange(36))
         assert rows.keys == sorted(rows.keys)
         assert verify(tmp_path / "out", "full").problems == []

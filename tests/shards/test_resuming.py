@@ -248,7 +248,7 @@ def test_a_marker_whose_build_had_recorded_nothing_vouches_for_leftovers(source:
     (out / ".building.plan").unlink()
     build(source, out, BuildOptions(seed=5))
     assert len(open_dataset(out).manifest.shards) == 1
-    assert len(list(out.iterdir())) == 4
+    assert len(list(out.iterdir())) == 5
 
 
 def test_two_go_on_at_once_and_one_is_told(source: Path, tmp_path: Path) -> None:

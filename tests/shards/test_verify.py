@@ -148,7 +148,9 @@ def add_column(dataset: Path, field: str = "label") -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(sink.getvalue())
     digest = xxhash.xxh3_128_hexdigest(sink.getvalue())
-    columns = {field: ColumnFile(file=f"columns/{field}.arrow", digest=digest)}
+    if field in manifest.columns:
+        (dataset / manifest.columns[field].file).unlink()
+    columns = {**manifest.columns, field: ColumnFile(file=f"columns/{field}.arrow", digest=digest)}
     save_manifest(sealed(dataclasses.replace(manifest, columns=columns)), dataset)
     return path
 
@@ -180,7 +182,7 @@ def test_full_finds_every_flipped_bit_in_every_file(image_folder: Path, tmp_path
     next_generation(dataset, classes=("ant", "bee", "wasp"))
     random = np.random.default_rng(7)
     files = [path for path in sorted(dataset.rglob("*")) if path.is_file()]
-    assert len(files) == 2 * 2 + 3
+    assert len(files) == 2 * 2 + 2 + 6
     for path in files:
         whole = path.read_bytes()
         places = [0, len(whole) - 1, *random.integers(0, len(whole), 60).tolist()]
@@ -229,7 +231,7 @@ def test_earlier_generations_are_checked_with_the_newest(dataset: str) -> None:
     root = Path(dataset)
     first = load_manifest(dataset)
     shards = [first.shards.record(number) for number in range(2)]
-    second = next_generation(root, shards=shard_table(shards))
+    second = next_generation(root, shards=shard_table(shards), columns={})
     report = verify(dataset, "full")
     assert (report.problems, report.notes) == ([], [])  # the third shard is that of generation 0
     older = root / "generations" / "000000.json"
@@ -247,7 +249,7 @@ def test_earlier_generations_are_checked_with_the_newest(dataset: str) -> None:
     ]
     older.write_bytes(b'{"version": 1, "purged_by": 1}\n')
     purged = verify(dataset)
-    assert (purged.problems, len(purged.notes)) == ([], 2)  # the files of the third shard
+    assert (purged.problems, len(purged.notes)) == ([], 2 + 6)  # the files of the third shard, and the columns
     older.unlink()
     gone = verify(dataset)
     assert gone.problems == []
@@ -276,7 +278,7 @@ def drop_rows(dataset: Path, number: int, rows: list[int], **changes: Any) -> No
     records = [manifest.shards.record(i) for i in range(len(manifest.shards))]
     given = {"index": name, "samples": len(rows), "dropped": records[number].samples - len(rows)} | changes
     records[number] = dataclasses.replace(records[number], index_digest=xxhash.xxh3_128_hexdigest(data), **given)
-    next_generation(dataset, shards=shard_table(records))
+    next_generation(dataset, shards=shard_table(records), columns={})
 
 
 @pytest.mark.parametrize("format", WRITTEN_FORMATS)

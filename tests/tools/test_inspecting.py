@@ -118,7 +118,7 @@ def test_generations_are_listed(rich: Path, capsys: pytest.CaptureFixture[str]) 
     second = sealed(dataclasses.replace(first, generation=1, parent=first.digest))
     (rich / "generations" / "000001.json").write_bytes(encode_manifest(second))
     records = [dataclasses.replace(first.shards.record(0), dropped=2)]
-    changes = {"generation": 2, "parent": second.digest, "shards": shard_table(records)}
+    changes = {"generation": 2, "parent": second.digest, "shards": shard_table(records), "columns": {}}
     save_manifest(sealed(dataclasses.replace(first, **changes)), rich)
     assert main(["inspect", str(rich)]) == 0
     out = capsys.readouterr().out

@@ -89,7 +89,9 @@ def test_an_earlier_generation_is_verified(dataset: Path, capsys: pytest.Capture
     older = dataset / "generations" / "000000.json"
     older.write_bytes(encode_manifest(first))
     shards = shard_table([first.shards.record(0)])
-    save_manifest(sealed(dataclasses.replace(first, shards=shards, generation=1, parent=first.digest)), dataset)
+    save_manifest(
+        sealed(dataclasses.replace(first, shards=shards, columns={}, generation=1, parent=first.digest)), dataset
+    )
     (dataset / "shard-000001.tar").unlink()
     assert main(["verify", str(dataset), "--generation", "1"]) == 0
     assert main(["verify", str(dataset), "--generation", "0"]) == 1
