@@ -243,8 +243,8 @@ def found_record(
     if index is not None:
         return _record(shard, index, shard.shard_digest, size_bytes, 0)
     samples = line.samples if line is not None else len(rebuilt)
-    proven = line is not None and line.digest == digest
-    if rebuilt.damage or not (proven or _contents_are_right(folder, shard.name, rebuilt)):
+    right = line.digest == digest if line is not None else _contents_are_right(folder, shard.name, rebuilt)
+    if rebuilt.damage or not right:
         digest = UNKNOWN_DIGEST
     if rebuilt.damage and line is None:
         samples += 1  # one is lost at least
@@ -279,6 +279,8 @@ def _record(shard: FoundShard, index: ShardIndex, digest: str, size_bytes: int, 
 
 def _contents_are_right(folder: Folder, name: str, rebuilt: RebuiltIndex) -> bool:
     """Say whether contents have the CRCs that their shard names; of a tar, which names none, they always have."""
+    if not rebuilt.columns:
+        return False
     contents = ContentCheck(ShardIndex(pa.record_batch(list(rebuilt.columns.values()), names=list(rebuilt.columns))))
     SequentialShard(folder, name, contents.take).finish()
     return not contents.finish()
