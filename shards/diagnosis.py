@@ -9,7 +9,6 @@ consolidated column ``key`` says which, or else the whole shard is left out.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from feeder.shards.adopted_again import adopted_indexes
 from feeder.shards.content_check import ContentCheck
 from feeder.shards.errors import BadImageError, ShardError, ShardsError, StorageError
 from feeder.shards.fields import ABSENT, Field
+from feeder.shards.findings import Columns, ShardFinding, lost_samples
 from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.images import check_image
 from feeder.shards.index import ShardIndex, encode_index, index_columns
@@ -31,56 +31,9 @@ from feeder.shards.index_rebuilding import RebuiltIndex, rebuild_index
 from feeder.shards.manifest import Manifest
 from feeder.shards.reading import load_column, load_index
 from feeder.shards.sequential import SequentialShard
-from feeder.shards.shard_table import ShardRecord
 from feeder.shards.storage import Folder, open_folder
 
-Columns = dict[str, pa.Array]
-
 _SPELLINGS = ("jpg", "jpeg", "JPEG", "JPG")  # how the source may have spelled the extension of a JPEG
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LostSample:
-    """A sample that is gone, or several whose keys are not known.
-
-    Attributes:
-        shard: the name of its shard.
-        key: its key; None where it is not known.
-        samples: how many.
-        reason: why, a clause.
-    """
-
-    shard: str
-    key: str | None
-    samples: int
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ShardFinding:
-    """What is wrong with a shard and what is to be done about it.
-
-    Attributes:
-        record: the shard as the manifest has it.
-        kept: bool[samples], which of its rows stay.
-        sentence: what is wrong and what to do; empty if nothing is wrong.
-        action: ``"none"``; ``"restore"``: the index as it was; ``"index"``: a new index; ``"rewrite"``: a new shard of
-            the samples that are right; ``"remove"``: nothing is left; ``"leave"``: it cannot be repaired.
-        data: of restore and index, the bytes of the index file.
-        columns: of rewrite, the index columns of the samples that stay, with their places in the shard as it is.
-        digest, size_bytes: of index, the shard as it is.
-        lost: the samples that are gone.
-    """
-
-    record: ShardRecord
-    kept: NDArray[np.bool_]
-    sentence: str = ""
-    action: str = "none"
-    data: bytes = b""
-    columns: Columns = dataclasses.field(default_factory=dict)
-    digest: str = ""
-    size_bytes: int = 0
-    lost: tuple[LostSample, ...] = ()
 
 
 class Diagnosis:
@@ -146,7 +99,7 @@ class Diagnosis:
         kept[wrong] = False
         rows = pa.array(np.flatnonzero(kept))
         columns = {name: index.column(name).take(rows) for name in index.names}
-        lost = tuple(_lost(record, [keys[row] for row in wrong], "its bytes are cut or altered"))
+        lost = tuple(lost_samples(record, [keys[row] for row in wrong], "its bytes are cut or altered"))
         share = f"{len(rows)} of its {index.num_samples} samples are right"
         if self._ours:
             return self._finding(
@@ -169,6 +122,7 @@ class Diagnosis:
             columns=columns,
             digest=digest,
             size_bytes=size_bytes,
+            dropped=record.dropped + len(wrong),
             lost=lost,
         )
 
@@ -213,7 +167,7 @@ class Diagnosis:
                 f"samples before the damage go into a new shard{checked}{notes}"
             ),
             columns=columns,
-            lost=tuple(_lost(record, gone, reason)),
+            lost=tuple(lost_samples(record, gone, reason)),
         )
 
     def _rebuild(self, name: str) -> RebuiltIndex:
@@ -249,7 +203,7 @@ class Diagnosis:
             kept=np.zeros(record.samples, np.bool_),
             action="remove",
             sentence=f"shard {record.name} {what}: it leaves the dataset",
-            lost=tuple(_lost(record, keys, reason)),
+            lost=tuple(lost_samples(record, keys, reason)),
         )
 
     def _remove_dropped_from(self, number: int) -> ShardFinding:
@@ -295,6 +249,7 @@ class Diagnosis:
             columns=columns,
             digest=record.digest,
             size_bytes=record.size_bytes,
+            dropped=int((rows < 0).sum()),
         )
 
     def _adopt_again(self, number: int) -> ShardFinding:
@@ -416,40 +371,13 @@ class Diagnosis:
             columns=columns,
             digest=digest.hexdigest(),
             size_bytes=max(1, size_bytes),
-            lost=tuple(_lost(record, gone, "its file is missing or altered")),
+            dropped=record.dropped + len(gone),
+            lost=tuple(lost_samples(record, gone, "its file is missing or altered")),
         )
-
-
-def shard_fields(folder: Folder, manifest: Manifest, oldest: Manifest | None) -> dict[str, Field]:
-    """Return the fields that the shards of a dataset hold: not those that were added as columns alone.
-
-    Args:
-        folder, manifest: of the dataset.
-        oldest: its first generation that can still be read, which tells where no index can be.
-    """
-    names: set[str] | None = None
-    for number in range(len(manifest.shards)):
-        try:
-            names = set(load_index(folder, manifest, number).names)
-            break
-        except (ShardError, StorageError):
-            continue
-    if names is None:
-        names = set((oldest or manifest).fields)
-    return {name: field for name, field in manifest.fields.items() if field.stored or name in names}
 
 
 def _pass_by(start: int, piece: bytes) -> None:
     """Take the bytes of a shard that nothing is known to be in."""
-
-
-def _lost(record: ShardRecord, keys: list[Any], reason: str) -> Iterator[LostSample]:
-    """Yield the samples of a shard that are lost, those without a known key together."""
-    for key in keys:
-        if key is not None:
-            yield LostSample(shard=record.name, key=key, samples=1, reason=reason)
-    if unknown := sum(key is None for key in keys):
-        yield LostSample(shard=record.name, key=None, samples=unknown, reason=reason)
 
 
 def _is_image(data: bytes) -> bool:

@@ -12,20 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
-from feeder.shards.content_check import ContentCheck
 from feeder.shards.errors import ShardError, SourceError
 from feeder.shards.fields import LABEL, Field
 from feeder.shards.formats import WRITTEN_FORMATS
 from feeder.shards.index import SCALARS, ShardIndex, index_name, parse_index
-from feeder.shards.index_rebuilding import RebuiltIndex, rebuild_index
 from feeder.shards.member_fields import member_fields
 from feeder.shards.members import split_name, walk_samples
-from feeder.shards.packing import sample_ends
 from feeder.shards.sequential import SequentialShard
-from feeder.shards.shard_table import ShardRecord, segment_starts
 from feeder.shards.storage import Folder
 from feeder.shards.tar import BLOCK
 
@@ -198,100 +193,3 @@ def _headers(folder: Folder, name: str, index: ShardIndex) -> Iterator[tuple[str
                 parts = split_name(header[:100].partition(b"\0")[0].decode("ascii", "replace"))
                 if parts is not None and parts[0] == index.keys[row]:
                     yield field, parts[1]
-
-
-# Records -------------------------------------------------------------------------------------------------------------
-
-
-def found_record(
-    folder: Folder, shard_format: str, fields: Mapping[str, Field], shard: FoundShard, line: ShardRecord | None
-) -> ShardRecord:
-    """Return a record of a shard, such that what it names in vain is damaged.
-
-    Where nothing tells how many samples it held, the record has one more than can be found.
-
-    Args:
-        folder, shard_format, fields: of the dataset; fields that no shard holds do not count.
-        shard: the shard and its index.
-        line: what the damaged manifest says of it, if that can still be read.
-
-    Raises:
-        StorageError: the shard cannot be read.
-    """
-    try:
-        there = SequentialShard(folder, shard.name)
-    except FileNotFoundError:
-        if shard.index is None:
-            raise
-        return _record(shard, shard.index, shard.shard_digest, 1, 0)
-    size_bytes = there.size_bytes
-    held = {name: field for name, field in fields.items() if _held(field, name, shard.index)}
-    rebuilt = rebuild_index(there, shard_format, held)
-    digest = there.finish()
-    index = shard.index
-    if index is not None and digest == shard.shard_digest and not rebuilt.damage:
-        dropped = _left_out(index, rebuilt.columns)
-        known = line is not None and line.index_digest == shard.index_digest
-        if dropped is not None or known:
-            return _record(shard, index, digest, size_bytes, dropped or 0)
-        # the index is damaged: what it left out must not come back
-        more = max(len(rebuilt) - index.num_samples, 0)
-        samples = line.samples if line is not None else len(rebuilt) - more
-        return dataclasses.replace(
-            _record(shard, index, digest, size_bytes, more), samples=samples, index_digest=UNKNOWN_DIGEST
-        )
-    if index is not None:
-        return _record(shard, index, shard.shard_digest, size_bytes, 0)
-    samples = line.samples if line is not None else len(rebuilt)
-    right = line.digest == digest if line is not None else _contents_are_right(folder, shard.name, rebuilt)
-    if rebuilt.damage or not right:
-        digest = UNKNOWN_DIGEST
-    if rebuilt.damage and line is None:
-        samples += 1  # one is lost at least
-    return ShardRecord(
-        name=shard.name,
-        samples=samples,
-        size_bytes=size_bytes,
-        digest=digest,
-        index_digest=line.index_digest if line is not None else UNKNOWN_DIGEST,
-        index=line.index if line is not None else None,
-        dropped=line.dropped if line is not None else int(shard.forgot),
-    )
-
-
-def _held(field: Field, name: str, index: ShardIndex | None) -> bool:
-    return field.stored or index is None or name in index
-
-
-def _record(shard: FoundShard, index: ShardIndex, digest: str, size_bytes: int, dropped: int) -> ShardRecord:
-    columns = {name: index.column(name) for name in index.names if name.endswith((".offset", ".size"))}
-    return ShardRecord(
-        name=shard.name,
-        samples=index.num_samples,
-        size_bytes=size_bytes,
-        digest=digest,
-        index_digest=shard.index_digest,
-        index=shard.index_name,
-        dropped=dropped,
-        segments=segment_starts(sample_ends(columns), size_bytes),
-    )
-
-
-def _contents_are_right(folder: Folder, name: str, rebuilt: RebuiltIndex) -> bool:
-    """Say whether contents have the CRCs that their shard names; of a tar, which names none, they always have."""
-    if not rebuilt.columns:
-        return False
-    contents = ContentCheck(ShardIndex(pa.record_batch(list(rebuilt.columns.values()), names=list(rebuilt.columns))))
-    SequentialShard(folder, name, contents.take).finish()
-    return not contents.finish()
-
-
-def _left_out(index: ShardIndex, columns: Mapping[str, pa.Array]) -> int | None:
-    """Return how many samples of a shard its index leaves out; None if the two contradict each other."""
-    rows = pc.index_in(index.column("key"), value_set=columns["key"])
-    if rows.null_count:
-        return None
-    for name, column in columns.items():
-        if name not in index or column.take(rows).to_pylist() != index.values(name):
-            return None
-    return len(columns["key"]) - index.num_samples

@@ -9,28 +9,23 @@ build was told.
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import xxhash
 
 from feeder.shards.checked_json import FaultError
 from feeder.shards.errors import ManifestError
 from feeder.shards.fields import Field
+from feeder.shards.found_records import found_columns, found_records, newest_keys
 from feeder.shards.found_shards import (
     UNKNOWN_DIGEST,
     FoundShard,
     find_shards,
     found_fields,
-    found_record,
     newest_generation,
-    shard_number,
 )
 from feeder.shards.manifest import (
-    COLUMNS_FOLDER,
     DIGEST_ALGORITHM,
     GENERATIONS_FOLDER,
     MANIFEST_NAME,
@@ -47,7 +42,6 @@ from feeder.shards.table import SPLITS
 _HEAD = ("format", "split", "classes", "fields", "shuffled", "shuffle_seed", "build", "origin", "columns")
 _ALL = {"version", "digest", *_HEAD, "generation", "parent", "digest_algorithm", "num_samples", "size_bytes"}
 _MAX_ATTEMPTS = 256  # at a digest that fits: a changed byte is in one value
-_COLUMN = re.compile(rf"{COLUMNS_FOLDER}/(.+)\.([0-9a-f]{{8}})\.arrow")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +100,8 @@ def recover_manifest(
             f"the manifest of {folder.url} is lost, and so is every index: nothing tells what its shards hold; copy one"
             " of them from the dataset's origin"
         )
-    records = _records(folder, shard_format, fields, found, lines.shards)
+    keys = newest_keys(folder, files, older)
+    records = found_records(folder, shard_format, fields, found, lines.shards, keys)
     facts = _Facts(folder=folder, files=files, found=found, records=records, fields=fields, shard_format=shard_format)
     head.others += _guesses(facts)
     if (exact := _exact(lines, head, _mixed(lines.shards, records), folder)) is not None:
@@ -259,46 +254,6 @@ def _plain_index(record: ShardRecord) -> str | None:
     return record.document().get("index")
 
 
-def _records(
-    folder: Folder,
-    shard_format: str,
-    fields: Mapping[str, Field],
-    found: Sequence[FoundShard],
-    lines: Sequence[ShardRecord],
-) -> list[ShardRecord]:
-    """Return the records of all shards, those that the manifest still names first, in its order."""
-    names = _true_names(found, lines)
-    listed = {names[record.name]: dataclasses.replace(record, name=names[record.name]) for record in lines}
-    there = {shard.name for shard in found}
-    records = {name: record for name, record in listed.items() if name not in there}  # missing
-    for shard in found:
-        line = listed.get(shard.name)
-        try:
-            records[shard.name] = found_record(folder, shard_format, fields, shard, line)
-        except FileNotFoundError:  # nor is its index there
-            if line is not None:
-                records[shard.name] = line
-    if list(listed) == sorted(listed, key=shard_number):  # as builds and changes have them
-        return sorted(records.values(), key=lambda record: shard_number(record.name))
-    order = dict.fromkeys([*listed, *(shard.name for shard in found)])
-    places = {name: place for place, name in enumerate(order)}
-    return sorted(records.values(), key=lambda record: places[record.name])
-
-
-def _true_names(found: Sequence[FoundShard], lines: Sequence[ShardRecord]) -> dict[str, str]:
-    """Return the names of shards by those that a damaged manifest gives them, which may be altered themselves."""
-    there = {shard.name for shard in found}
-    by_digest = {shard.index_digest: shard.name for shard in found} | {
-        shard.shard_digest: shard.name for shard in found
-    }
-    return {
-        record.name: record.name
-        if record.name in there
-        else by_digest.get(record.digest) or by_digest.get(record.index_digest) or record.name
-        for record in lines
-    }
-
-
 def _guesses(facts: "_Facts") -> Iterator[tuple[str, Any]]:
     """Yield what values may have been, by the files and by what builds mostly do."""
     yield "fields", _field_documents(facts.fields)
@@ -360,9 +315,11 @@ def _new(facts: _Facts, head: _Head, lines: _Lines) -> RecoveredManifest:
     values["format"] = facts.shard_format
     values["origin"] = None
     table = shard_table(facts.records)
-    columns, without = _columns(facts, head, int(table.samples.sum()))
-    notes += without
-    values["columns"] = columns
+    listed = {one["file"] for one in head.values.get("columns", {}).values()}
+    columns, gone = found_columns(facts.folder, facts.files, facts.found, facts.records, head.older, listed)
+    if gone:
+        notes.append(f"the consolidated columns {', '.join(gone)} are lost or of other samples")
+    values["columns"] = {name: dataclasses.asdict(column) for name, column in columns.items()}
     for name in set(facts.fields) - _held(facts) - set(columns):
         if not facts.fields[name].stored:
             del values["fields"][name]
@@ -433,50 +390,3 @@ def _class_names(facts: _Facts) -> tuple[list[str], str]:
         known = [names.get(label, f"class-{label}") for label in range(most + 1)]
         return known, "its class names are lost, and the folders of the sources stand for them (or give --classes FILE)"
     return [str(label) for label in range(most + 1)], "its class names are lost; give them with --classes FILE"
-
-
-def _columns(facts: _Facts, head: _Head, num_samples: int) -> tuple[dict[str, Any], list[str]]:
-    """Return the consolidated columns that fit the samples, and clauses on those that are lost."""
-    fitting: dict[str, list[tuple[str, str]]] = {}
-    names = set()
-    for file in facts.files:
-        if not (match := _COLUMN.fullmatch(file)):
-            continue
-        names.add(match[1])
-        data = facts.folder.read(file)
-        digest = xxhash.xxh3_128_hexdigest(data)
-        if digest.startswith(match[2]) and _rows_in(data) == num_samples:
-            fitting.setdefault(match[1], []).append((file, digest))
-    listed = {one["file"] for one in head.values.get("columns", {}).values()}
-    columns = {}
-    for name, files in sorted(fitting.items()):
-        chosen = [one for one in files if one[0] in listed] or files
-        if len(chosen) == 1 and (name != "key" or _has_keys(facts, chosen[0][0])):
-            columns[name] = {"file": chosen[0][0], "digest": chosen[0][1]}
-    if "key" in names and "key" not in columns:  # the samples are others than those of the columns
-        columns = {}
-    gone = sorted(names - columns.keys())
-    return columns, [f"the consolidated columns {', '.join(gone)} are lost or of other samples"] if gone else []
-
-
-def _rows_in(data: bytes) -> int:
-    try:
-        with pa.ipc.open_file(data) as reader:
-            return int(reader.read_all().num_rows)
-    except (pa.ArrowException, ValueError, OSError):
-        return -1
-
-
-def _has_keys(facts: _Facts, file: str) -> bool:
-    """Say whether a column of keys is that of the samples, as far as indexes are left."""
-    with pa.ipc.open_file(facts.folder.read(file)) as reader:
-        keys = reader.read_all().column(0)
-    by_name = {shard.name: shard.index for shard in facts.found}
-    start = 0
-    for record in facts.records:
-        index = by_name.get(record.name)
-        run = keys.slice(start, record.samples).to_pylist()
-        if index is not None and index.num_samples == record.samples and index.values("key") != run:
-            return False
-        start += record.samples
-    return True

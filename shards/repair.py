@@ -27,8 +27,9 @@ from feeder.shards.columns import consolidated_types
 from feeder.shards.contents import Generation, generation_name, list_files, read_generations
 from feeder.shards.destinations.claiming import claim_destination
 from feeder.shards.destinations.protocol import in_use
-from feeder.shards.diagnosis import Diagnosis, LostSample, shard_fields
+from feeder.shards.diagnosis import Diagnosis
 from feeder.shards.errors import ManifestError, ShardError, StorageError
+from feeder.shards.findings import LostSample, shard_fields
 from feeder.shards.found_shards import find_shards
 from feeder.shards.generations import claim_dataset
 from feeder.shards.manifest import (

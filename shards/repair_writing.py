@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from feeder.shards.columns import ColumnWriter, consolidated_types, place_columns
 from feeder.shards.contents import generation_name
 from feeder.shards.destinations.protocol import Destination
-from feeder.shards.diagnosis import Columns, LostSample, ShardFinding
 from feeder.shards.errors import ShardError, ShardsError
 from feeder.shards.fields import Field
+from feeder.shards.findings import Columns, LostSample, ShardFinding
 from feeder.shards.found_shards import newest_generation
 from feeder.shards.generations import Change
 from feeder.shards.images import MAX_PIXELS
@@ -195,7 +195,7 @@ class _Repair:
             size_bytes=finding.size_bytes,
             index=name,
             index_digest=xxhash.xxh3_128_hexdigest(finding.data),
-            dropped=record.dropped + int((~finding.kept).sum()),
+            dropped=finding.dropped,
             segments=segment_starts(sample_ends(finding.columns), finding.size_bytes) if record.segments else (),
         )
 

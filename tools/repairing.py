@@ -22,13 +22,11 @@ _LEFT = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``feeder repair``."""
-    parser.description = (
-        "Say what is wrong with a dataset and what can be saved; with --write, do it. Indexes, columns and manifests "
-        "are made again, byte for byte where that is possible; the samples of damaged shards that are right go into "
-        f"new ones, as a new generation, and no shard is changed; what is lost is listed in {LOST_NAME}."
-    )
     parser.epilog = (
-        "exit code 0: nothing to repair, or all repaired; 1: something to repair, and nothing was written, or what "
+        "Indexes, columns and manifests are made again, byte for byte where that is possible; the samples of damaged "
+        "shards that are right go into new ones, as a new generation, and no shard is changed; what is lost is listed "
+        f"in {LOST_NAME}. "
+        "Exit code 0: nothing to repair, or all repaired; 1: something to repair, and nothing was written, or what "
         "cannot be repaired; 2: no dataset there, or it cannot be written"
     )
     parser.add_argument("dataset", metavar="DATASET", help="made by 'feeder build', or the folder of its splits")
