@@ -47,12 +47,23 @@ def compare_size(where: str, size: int, manifest: Manifest, number: int) -> None
         )
 
 
-def load_index(folder: Folder, manifest: Manifest, number: int) -> ShardIndex:
-    """Return the index of a shard, mapped if local; `ShardError` if it is missing, cut, altered or of another shard."""
+def load_index(folder: Folder, manifest: Manifest, number: int, *, mapped: bool = False) -> ShardIndex:
+    """Return the index of a shard.
+
+    Args:
+        folder, manifest: of the dataset.
+        number: of the shard.
+        mapped: map a local file instead of reading it. A mapping costs no memory of its own, and a descriptor and one
+            of the 65,530 mappings that a process may have: for a bounded number of indexes only.
+
+    Raises:
+        ShardError: the index is missing, cut, altered or of another shard.
+        StorageError: the storage answered with an error.
+    """
     table = manifest.shards
     name = table.index(number)
     try:
-        buffer = _map(folder.where(name)) if isinstance(folder, LocalFolder) else folder.read(name)
+        buffer = _map(folder.where(name)) if mapped and isinstance(folder, LocalFolder) else folder.read(name)
     except FileNotFoundError as error:
         raise missing("index", folder.where(name)) from error
     return open_index(

@@ -360,7 +360,11 @@ def _fields(document: dict[str, Any]) -> dict[str, Field]:
         if type(entry) is not dict:
             raise FaultError(f"fields.{name} is {type(entry).__name__}, expected an object,")
         at = f"fields.{name}."
-        fields[name] = Field(type=one_of(entry, "type", TYPES, at), extension=optional(entry, str, "extension", at))
+        field = Field(type=one_of(entry, "type", TYPES, at), extension=optional(entry, str, "extension", at))
+        # Files are named by both: those of columns, those of members that are taken out of a shard.
+        if not is_plain_name(name) or not is_plain_name(field.extension or "bin"):
+            raise FaultError(f"fields.{name} has a name or an extension that leads out of a folder,")
+        fields[name] = field
     if "image" not in fields or fields["image"].type != "image":
         raise FaultError("fields lacks image, which every sample has,")
     return fields
@@ -380,7 +384,7 @@ def _columns(document: dict[str, Any]) -> dict[str, ColumnFile]:
             raise FaultError(f"columns.{name} is {type(entry).__name__}, expected an object,")
         at = f"columns.{name}."
         file, digest = required(entry, str, "file", at), required(entry, str, "digest", at)
-        if not is_plain_name(file, folders=True):
+        if not is_plain_name(name) or not is_plain_name(file, folders=True):
             raise FaultError(f"{at}file is {file!r}, expected the name of a file in {COLUMNS_FOLDER}/,")
         if not _HEX_DIGEST.fullmatch(digest):
             raise FaultError(f"{at}digest is {digest!r}, expected 32 hexadecimal digits,")

@@ -55,7 +55,7 @@ class PathTable:
             encoded += os.fsencode(path)
             ends.append(len(encoded))
         self._bytes = bytes(encoded)
-        self._ends: NDArray[np.int64] = np.frombuffer(ends, np.int64)
+        self._ends = ends  # an array gives a number in a third of the time that NumPy takes
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -68,7 +68,12 @@ class PathTable:
 
     def take(self, numbers: NDArray[np.int64]) -> "PathTable":
         """Return the table of some paths, in the order of their numbers."""
-        return PathTable(self[number] for number in numbers.tolist())
+        bounds = np.frombuffer(self._ends, np.int64)
+        starts, ends = bounds[:-1][numbers], bounds[1:][numbers]
+        taken = PathTable(())
+        taken._bytes = b"".join([self._bytes[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+        taken._ends.frombytes(np.cumsum(ends - starts, dtype=np.int64).tobytes())
+        return taken
 
     def encoded(self, number: int) -> bytes:
         """Return a path as the file system's bytes."""

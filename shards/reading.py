@@ -11,6 +11,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import google_crc32c
@@ -34,7 +35,7 @@ from feeder.shards.loading import (
     open_local,
 )
 from feeder.shards.manifest import MANIFEST_NAME, Manifest, locate_manifest, read_manifest
-from feeder.shards.rows import Reader, Rows, checked_ids, no_such_field
+from feeder.shards.rows import Reader, Rows, checked_ids, joined_rows, no_such_field
 from feeder.shards.storage import Folder, LocalFolder, open_folder, read_regular_file, unreadable
 
 __all__ = [
@@ -109,7 +110,7 @@ class ShardReader:
 
     def describe(self, ids: NDArray[np.int64]) -> Rows:
         """Return the rows of samples; only indexes are read. Errors as in `read`, but for those of image bytes."""
-        return self._rows(self._locate(ids), "image")
+        return joined_rows([self._rows(places, "image") for places in self._locate(ids)])
 
     def read(self, ids: NDArray[np.int64], field: str = "image") -> tuple[Rows, list[bytes]]:
         """Return the rows of samples and the bytes of a stored field, each checked against its CRC-32C.
@@ -122,40 +123,47 @@ class ShardReader:
         """
         if field != "image" and not (field in self.manifest.fields and self.manifest.fields[field].stored):
             raise no_such_field(self, field)
-        places = self._locate(ids)
-        if isinstance(self._open.data, LocalFolder):
-            images = [shard.read(row, field) for shard, row in places]
-        else:
-            images = self._read_ranges(places, field)
-        return self._rows(places, field), images
+        rows, images = [], []
+        for places in self._locate(ids):
+            if isinstance(self._open.data, LocalFolder):
+                images += [shard.read(row, field) for shard, row in places]
+            else:
+                images += self._read_ranges(places, field)
+            rows.append(self._rows(places, field))
+        return joined_rows(rows), images
 
     def values(self, ids: NDArray[np.int64], field: str) -> list[Any]:
         """Return the values of a column field, None where a sample has none. Errors as in `read`."""
         if field not in self.manifest.fields or self.manifest.fields[field].stored:
             raise no_such_field(self, field)
         if field in self.manifest.columns:
-            rows = pa.array(checked_ids(ids, self.manifest.num_samples))
-            return list(self._open.column(field).take(rows).to_pylist())
-        return [shard.index.column(field)[row].as_py() for shard, row in self._locate(ids)]
+            return _picked(self._open.column(field), checked_ids(ids, self.manifest.num_samples))
+        return [shard.index.column(field)[row].as_py() for places in self._locate(ids) for shard, row in places]
 
     def close(self) -> None:
         """Release descriptors and mappings; a later read opens what it needs."""
         self._open = _OpenShards(self._folder, self.manifest)
 
-    def _locate(self, ids: NDArray[np.int64]) -> list[tuple["OpenShard", int]]:
-        """Return (shard, row in it) of every id. A shard in this list stays open while the list does."""
+    def _locate(self, ids: NDArray[np.int64]) -> Iterator[list[tuple["OpenShard", int]]]:
+        """Yield lists of (shard, row in it), for all ids in their order.
+
+        A shard in a list stays open while the list does: so a list has no more shards than may be open.
+        """
         ids = checked_ids(ids, self.manifest.num_samples)
         first_ids = self.manifest.first_ids
         numbers = np.searchsorted(first_ids, ids, side="right") - 1
         rows = (ids - first_ids[numbers]).tolist()
         shards: dict[int, OpenShard] = {}
-        places = []
+        places: list[tuple[OpenShard, int]] = []
         for number, row in zip(numbers.tolist(), rows, strict=True):
             shard = shards.get(number)
             if shard is None:
+                if len(shards) == self._open.capacity:
+                    yield places
+                    shards, places = {}, []
                 shard = shards[number] = self._open.get(number)
             places.append((shard, row))
-        return places
+        yield places
 
     def _read_ranges(self, places: list[tuple["OpenShard", int]], field: str) -> list[bytes]:
         present = [place for place, (shard, row) in enumerate(places) if shard.stored(field).sizes[row] != ABSENT]
@@ -191,6 +199,14 @@ class ShardReader:
             heights=np.array([height for _, height, _ in headers], np.int32),
             formats=[name for _, _, name in headers],
         )
+
+
+def _picked(column: pa.ChunkedArray, ids: NDArray[np.int64]) -> list[Any]:
+    """Return values of a column. `ChunkedArray.take` puts the whole column together first, when it is of text."""
+    starts = np.cumsum([0, *map(len, column.chunks)])
+    chunks = np.searchsorted(starts, ids, side="right") - 1
+    rows = ids - starts[chunks]
+    return [column.chunk(chunk)[row].as_py() for chunk, row in zip(chunks.tolist(), rows.tolist(), strict=True)]
 
 
 class OpenShard:
@@ -287,7 +303,7 @@ class _OpenShards:
         self._columns: dict[str, Any] = {}
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         share = limit // _DESCRIPTOR_SHARE if limit != resource.RLIM_INFINITY else _MAX_OPEN_SHARDS
-        self._capacity = max(2, min(_MAX_OPEN_SHARDS, share))
+        self.capacity = max(2, min(_MAX_OPEN_SHARDS, share))
         self._of_process = self._empty()
 
     @staticmethod
@@ -306,7 +322,7 @@ class _OpenShards:
         shard = self._load(number)  # outside the lock: two threads may open one shard, and the second is dropped
         with lock:
             shard = shards.setdefault(number, shard)
-            while len(shards) > self._capacity:
+            while len(shards) > self.capacity:
                 shards.popitem(last=False)
         return shard
 
@@ -320,7 +336,7 @@ class _OpenShards:
     def _load(self, number: int) -> OpenShard:
         name = self._manifest.shards.names[number]
         if SHARD_FORMATS[self._manifest.format].files:
-            return OpenFiles(name, self.data.url, load_index(self._folder, self._manifest, number))
+            return OpenFiles(name, self.data.url, load_index(self._folder, self._manifest, number, mapped=True))
         where = self.data.where(name)
         descriptor = -1
         try:
@@ -329,7 +345,8 @@ class _OpenShards:
                 compare_size(where, os.fstat(descriptor).st_size, self._manifest, number)
             else:
                 check_size(self.data, self._manifest, number)
-            return OpenShard(name, where, load_index(self._folder, self._manifest, number), descriptor)
+            index = load_index(self._folder, self._manifest, number, mapped=True)
+            return OpenShard(name, where, index, descriptor)
         except FileNotFoundError as error:
             raise missing("shard", where) from error
         except BaseException:

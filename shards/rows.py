@@ -67,6 +67,19 @@ def no_such_field(reader: Reader, field: str) -> ConfigError:
     return ConfigError(f"{reader.url} has no such field {field!r} to read in this way: its fields are {fields}")
 
 
+def joined_rows(parts: list[Rows]) -> Rows:
+    """Return the rows of all parts, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        keys=[key for part in parts for key in part.keys],
+        labels=np.concatenate([part.labels for part in parts]),
+        widths=np.concatenate([part.widths for part in parts]),
+        heights=np.concatenate([part.heights for part in parts]),
+        formats=[name for part in parts for name in part.formats],
+    )
+
+
 def checked_ids(ids: Any, num_samples: int) -> NDArray[np.int64]:
     """Return sample ids as int64[n]; an id outside the dataset raises `IndexError`."""
     array = np.asarray(ids, np.int64).reshape(-1)

@@ -37,6 +37,11 @@ _UNKNOWN = ("NotImplemented", "501")  # what stores say to conditions that they 
 _held: set[str] = set()  # the owners that live in this process: it may have given others up when no store answered
 
 
+def _clock_s() -> float:
+    """Return seconds that pass also while the machine sleeps, as they do for the store."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class _LostError(Exception):
     """The marker is not what it was taken for."""
 
@@ -81,7 +86,7 @@ class Lease:
         self._files, self._url, self._destination = files, url, destination
         self._owner = uuid.uuid4().hex
         self._tag: str | None = None
-        self._renewed_s = time.monotonic()
+        self._renewed_s = _clock_s()
         self._lost = False
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -111,7 +116,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise `DestinationError` if the marker was taken over, or could not be renewed for long."""
-        if self._lost:
+        if self._lost or _clock_s() - self._renewed_s > STALE_S:  # a process that was stopped renews nothing
             raise DestinationError(
                 f"destination {self._destination} was taken over by another build, because this one gave no sign of "
                 f"life for {STALE_S:.0f} s; wait until that has finished"
@@ -141,11 +146,11 @@ class Lease:
             if found is None or found.marker.owner != self._owner:
                 raise _LostError
             self._write(self._made(), found)
-            self._renewed_s = time.monotonic()
+            self._renewed_s = _clock_s()
         except (_LostError, DestinationError):
             self._lost = True
         except Exception:  # noqa: BLE001 - whatever the store's library raises: it may answer again next time
-            self._lost = time.monotonic() - self._renewed_s > STALE_S - RENEW_S
+            self._lost = _clock_s() - self._renewed_s > STALE_S - RENEW_S
 
     def _keep_renewing(self) -> None:
         while not self._lost and not self._ended.wait(RENEW_S):

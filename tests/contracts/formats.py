@@ -272,7 +272,7 @@ class FormatContract:
         assert isinstance(reader, ShardReader)
         expected = dict(zip(range(36), zip(*keys_and_bytes(reader, list(range(36))), strict=True), strict=True))
         reader.close()
-        reader._open._capacity = 2
+        reader._open.capacity = 2
 
         def read(seed: int) -> bool:
             ids = np.random.default_rng(seed).integers(0, 36, 40)

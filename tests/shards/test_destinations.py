@@ -319,6 +319,17 @@ def test_a_lease_without_a_sign_of_life_is_taken_over_and_its_owner_stops(
             assert RemoteDestination(store).lease().holder()
 
 
+def test_an_owner_that_slept_too_long_stops_before_it_asks_the_store(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claim_destination(store, SOURCE) as claim:
+        claim.check()
+        now_s = lease._clock_s()
+        monkeypatch.setattr(lease, "_clock_s", lambda: now_s + 301)
+        with pytest.raises(DestinationError, match="because this one gave no sign of life for 300 s"):
+            claim.check()
+
+
 def test_a_killed_owner_on_this_machine_is_known_to_be_dead(s3_bucket: S3Bucket) -> None:
     url = f"{s3_bucket.url}/out"
     script = f"""

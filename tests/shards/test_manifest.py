@@ -70,6 +70,23 @@ FAULTS: list[tuple[Edit, str]] = [
     (lambda d: d.pop("digest"), "missing value at digest in"),
     (lambda d: d.update(format="zip"), "format is 'zip', expected one of 'tar', 'arrow', 'mds', 'folder', in"),
     (lambda d: d.update(digest_algorithm="md5"), "digest_algorithm is 'md5', expected one of 'xxh3-128', in"),
+    (
+        lambda d: d["fields"].update({"../x": {"type": "string"}}),
+        "fields.../x has a name or an extension that leads out of a folder, in",
+    ),
+    (
+        lambda d: d["fields"].update(x={"type": "bytes", "extension": "/etc/x"}),
+        "fields.x has a name or an extension that leads out of a folder, in",
+    ),
+    (
+        lambda d: d.update(columns={"x": {"file": "../x.arrow", "digest": "0" * 32}}),
+        "columns.x.file is '../x.arrow', expected the name of a file in columns/, in",
+    ),
+    (lambda d: d.update(generation=-1), "generation is -1, expected a number from 0 to 999999, in"),
+    (lambda d: d["fields"].pop("image"), "fields lacks image, which every sample has, in"),
+    (lambda d: d["shards"][0].update(index="../i"), "shards[0].index is '../i', expected the name of a file beside"),
+    (lambda d: d["shards"][0].update(segments=[0, 2, 2]), "shards[0].segments is [0, 2, 2], expected first rows from"),
+    (lambda d: d["shards"][0].update(dropped=-1), "shards[0].dropped is -1, expected a count, in"),
     (lambda d: d.update(classes=None), "classes is null, expected list, in"),
     (lambda d: d.update(classes=["a", 3]), "classes[1] is int, expected str, in"),
     (lambda d: d.update(classes=["a", "a"]), "classes holds a name twice, in"),

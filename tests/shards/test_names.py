@@ -4,6 +4,7 @@ import pickle
 import re
 import string
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +71,11 @@ def test_a_path_table_gives_back_its_paths(paths: list[str]) -> None:
 def test_names_that_are_not_utf8_are_shown_with_their_bytes() -> None:
     assert readable("caf\udce9.jpg") == "caf\\xe9.jpg"
     assert readable("café.jpg") == "café.jpg"
+
+
+def test_some_paths_of_a_table_are_a_table() -> None:
+    table = PathTable(["a", "", "caf\udce9/b", "日本"])
+    taken = table.take(np.array([3, 0, 2, 2, 1]))
+    assert list(taken) == ["日本", "a", "caf\udce9/b", "caf\udce9/b", ""]
+    assert list(pickle.loads(pickle.dumps(taken)).take(np.array([1], np.int64))) == ["a"]
+    assert list(table.take(np.zeros(0, np.int64))) == []

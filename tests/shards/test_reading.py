@@ -5,6 +5,9 @@ import os
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +79,14 @@ def test_descriptors_are_bounded_and_given_back(dataset: Path) -> None:
     reader = open_dataset(dataset)
     assert isinstance(reader, ShardReader)
     before = len(os.listdir("/proc/self/fd"))
-    reader._open._capacity = 3
+    reader._open.capacity = 3
     reader.read(np.arange(36))
     assert len(os.listdir("/proc/self/fd")) <= before + 2 * 3  # a shard and its mapped index each
     reader.close()
     reader.close()
     assert len(os.listdir("/proc/self/fd")) == before
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    assert reader._open._capacity == max(2, min(512, limit // 8))
+    assert reader._open.capacity == max(2, min(512, limit // 8))
 
 
 def test_a_storage_error_is_named(dataset: Path) -> None:
@@ -130,3 +133,21 @@ def test_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:
 
 def test_the_manifest_may_be_named_itself(dataset: Path) -> None:
     assert open_dataset(dataset / "manifest.json").manifest == open_dataset(f"file://{dataset}").manifest
+
+
+def test_more_shards_than_descriptors(image_folder: Path, tmp_path: Path) -> None:
+    """Each pass over all indexes, and each read, holds few of them open."""
+    build(image_folder, tmp_path / "many", BuildOptions(shard_samples=1))
+    script = """
+        import resource, sys
+        import numpy as np
+        from feeder.shards.loading import load_index
+        from feeder.shards.reading import open_dataset
+        from feeder.shards.sources import open_source
+        resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+        reader = open_dataset(sys.argv[1])
+        indexes = [load_index(reader._folder, reader.manifest, number) for number in range(36)]
+        print(len(reader.read(np.arange(36))[1]), len(open_source(sys.argv[1])[0]), len(indexes))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "many")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "36 36 36\n"
