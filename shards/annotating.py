@@ -23,6 +23,7 @@ from feeder.shards.columns import (
     place_columns,
 )
 from feeder.shards.errors import SourceError
+from feeder.shards.field_names import check_field_names
 from feeder.shards.fields import FIELD_NAME, RESERVED, Field
 from feeder.shards.generations import Change, change_dataset
 from feeder.shards.index import COLUMN_TYPES
@@ -88,6 +89,8 @@ def annotate(
         counts = _Counts(seen=np.zeros(len(keys), np.bool_))
         kinds = {column: kind for column, (kind, _) in typed.items()}
         values = {column: array for column, (_, array) in typed.items()}
+        added = {column: Field(type=kind) for column, kind in kinds.items()}
+        check_field_names({**manifest.fields, **added}, change.folder.url, manifest.format)
         _refuse_other_types(change, kinds, name)
         written = place_columns(change.out, lambda place: _write(change, on, keys, kinds, values, counts, place))
         unknown = int(len(keys) - counts.seen.sum())

@@ -217,10 +217,10 @@ def _number(field: bytes) -> int | None:
     """Return the number in a field: octal digits, or base 256 where the first bit is set; None if it is neither."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.partition(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
+    digits = field.partition(b"\0")[0].strip(b" ")
+    if digits.translate(None, b"01234567"):  # a sign, which `int` would take, makes a walk go backwards
         return None
+    return int(digits or b"0", 8)
 
 
 def _name(header: bytes) -> str:

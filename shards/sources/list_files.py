@@ -126,6 +126,8 @@ def _read_json_lines(file: BinaryIO, where: str) -> pa.Table:
         rest = rest_after
     if rest.strip():
         blocks.append(_json_block(rest, line, where))
+    if not blocks:
+        return pa.table({})
     try:
         return pa.concat_tables(blocks, promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:

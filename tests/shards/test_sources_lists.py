@@ -304,3 +304,10 @@ def test_any_path_has_a_key(tmp_path_factory: pytest.TempPathFactory, paths: lis
     (table,) = open_source(folder / "l.parquet")
     assert list(table.names) == paths
     assert all(KEY.fullmatch(table.key(row)) for row in range(len(table)))
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_json_lines_without_any_have_no_rows(root: Path, text: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        scan(root / "list.jsonl", text)
+    assert str(caught.value) == f"{root}/list.jsonl has no rows; expected one sample a row"
