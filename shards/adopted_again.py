@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from feeder.shards.folder import FILES_PER_GROUP
 from feeder.shards.adopted import (
     AdoptedField,
     FoundFields,
@@ -19,6 +18,7 @@ from feeder.shards.adopted import (
     tar_fields,
 )
 from feeder.shards.errors import SourceError
+from feeder.shards.folder import FILES_PER_GROUP
 from feeder.shards.index import encode_index
 from feeder.shards.manifest import Manifest
 from feeder.shards.mds import mds_fields, read_mds_index, walk_mds

@@ -224,7 +224,7 @@ def _samples(folder: Folder, manifest: Manifest, number: int) -> SampleTable:
     alone = dataclasses.replace(
         manifest, shards=shard_table([manifest.shards.record(number)]), fields=fields, columns={}
     )
-    return dataset_table(folder, alone)
+    return dataclasses.replace(dataset_table(folder, alone), fields=fields)
 
 
 def _whole(task: ShardTask, written: WrittenShard) -> ShardRecord:

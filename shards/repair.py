@@ -27,9 +27,8 @@ from feeder.shards.change_claim import claim_dataset
 from feeder.shards.columns import consolidated_types
 from feeder.shards.contents import Generation, generation_name, list_files, read_generations
 from feeder.shards.destinations.claiming import claim_destination
-from feeder.shards.destinations.protocol import in_use
 from feeder.shards.diagnosis import Diagnosis
-from feeder.shards.errors import ManifestError, ShardError, StorageError
+from feeder.shards.errors import DestinationError, ManifestError, ShardError, StorageError
 from feeder.shards.findings import LostSample, shard_fields
 from feeder.shards.found_shards import find_shards
 from feeder.shards.manifest import (
@@ -46,6 +45,7 @@ from feeder.shards.manifest_recovery import recover_generation, recover_manifest
 from feeder.shards.reading import load_column
 from feeder.shards.repair_writing import RepairPlan, write_repair
 from feeder.shards.storage import Folder, LocalFolder
+from feeder.shards.table import SPLITS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,29 +136,40 @@ def _report(plan: RepairPlan, manifest: Manifest, written: str | None) -> Repair
 
 
 def _refuse_builds(folder: Folder) -> None:
-    """Raise what a build in a folder means: that it is running, or that it was never finished."""
-    if isinstance(folder, LocalFolder):
+    """Raise `DestinationError` if a build is going on in a local folder, or in the one that it is a split of.
+
+    Behind a URL nothing tells so quickly; there a build has no manifest until it has finished.
+    """
+    if not isinstance(folder, LocalFolder):
+        return
+    above, name = os.path.split(folder.url)
+    for path in (folder.url, above) if name in SPLITS else (folder.url,):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            descriptor = os.open(os.path.join(folder.url, MARKER_NAME), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(os.path.join(path, MARKER_NAME), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise in_use(folder.url) from error
+                raise DestinationError(
+                    f"dataset {folder.url} is being written by a build; wait until it has finished"
+                ) from error
             finally:
                 os.close(descriptor)
-        with contextlib.suppress(StorageError):
-            _finished_manifest(folder)
 
 
 def _refuse_other_places(folder: Folder) -> None:
-    """Raise `ManifestError` where there is neither a manifest nor a shard."""
-    if _finished_manifest(folder) is None:
-        there = not isinstance(folder, LocalFolder) or os.path.isdir(folder.url)
-        if not there or not find_shards(folder, list_files(folder))[1]:
-            raise ManifestError(
-                f"there is no manifest at {folder.where(MANIFEST_NAME)}, and no shard to make one from; check the path"
-            )
+    """Raise `ManifestError` where there is neither a manifest nor a shard, or a build that has not finished."""
+    if _finished_manifest(folder) is not None:
+        return
+    there = not isinstance(folder, LocalFolder) or os.path.isdir(folder.url)
+    files = list_files(folder) if there else {}
+    if MARKER_NAME in files:
+        raise ManifestError(
+            f"{folder.url} is the destination of a build that has not finished; run the same 'feeder build' again"
+        )
+    if not find_shards(folder, files)[1]:
+        raise ManifestError(
+            f"there is no manifest at {folder.where(MANIFEST_NAME)}, and no shard to make one from; check the path"
+        )
 
 
 def _finished_manifest(folder: Folder) -> bytes | None:
@@ -166,9 +177,9 @@ def _finished_manifest(folder: Folder) -> bytes | None:
     try:
         return read_manifest_bytes(folder)
     except ManifestError as error:
-        if "has not finished" in str(error):
-            raise
-        return None
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 # Planning ------------------------------------------------------------------------------------------------------------

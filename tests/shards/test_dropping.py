@@ -98,8 +98,8 @@ def test_a_damaged_shard_is_not_rewritten(dataset: Path) -> None:
     whole = path.read_bytes()
     for damaged, sentence in (
         (whole[: offset + 40] + b"?" + whole[offset + 41 :], f"^{path} was altered at offset {offset}: CRC-32C"),
-        (whole[: offset + 40], f"^{path} changed while the dataset was built"),
-        (None, f"^{path} vanished while the dataset was built"),
+        (whole[: offset + 40], f"^{path} changed while it was read"),
+        (None, f"^{path} vanished while it was read"),
     ):
         path.unlink(missing_ok=True)
         if damaged is not None:

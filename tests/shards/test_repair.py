@@ -428,9 +428,7 @@ def test_a_build_that_is_going_on_is_left_alone(dataset: Path) -> None:
     with open(marker) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         for write in (False, True):
-            with pytest.raises(
-                DestinationError, match=f"^destination {dataset} is in use by another build; wait until"
-            ):
+            with pytest.raises(DestinationError, match=f"^dataset {dataset} is being written by a build; wait until"):
                 repair(dataset, write=write)
     (dataset / "manifest.json").unlink()
     with pytest.raises(ManifestError, match="is the destination of a build that has not finished"):
