@@ -199,8 +199,12 @@ def source_files(where: str, extension: str) -> tuple[list[str], str]:
         return files, common_folder(files)
     if where.endswith(extension) and (is_remote(where) or not os.path.isdir(where)):
         return [where], where.rpartition("/")[0] or "/"
-    names = find_remote(where) if is_remote(where) else find_local(where)
-    files = [joined(where, name) for name in sorted(names) if name.endswith(extension)]
+
+    def is_one(name: str) -> bool:
+        return name.endswith(extension)
+
+    names = find_remote(where, is_one)[0] if is_remote(where) else find_local(where, is_one)
+    files = [joined(where, name) for name in sorted(names)]
     if not files:
         raise SourceError(f"no {extension} files in {readable(where)}; check the path")
     return files, where
