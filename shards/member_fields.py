@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import pyarrow as pa
 
 from feeder.shards.errors import SourceError
-from feeder.shards.fields import RESERVED, Field
+from feeder.shards.fields import FIELD_NAME, RESERVED, Field
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.index import COLUMN_TYPES
 from feeder.shards.names import PathTable, readable
@@ -102,8 +102,9 @@ def member_fields(extensions: Collection[str], together: Collection[frozenset[st
 
 
 def _field(name: str, kind: str, extensions: list[str]) -> MemberField:
-    # an image's member has the extension of its format; a label's is the format's own
-    own = None if kind in ("image", "int64") else extensions[0]
+    # An image's member has the extension of its format; a label's is the format's own. What only others put into the
+    # names of members (a second dot, letters beyond ASCII) no shard of ours has: then the name of the field serves.
+    own = None if kind in ("image", "int64") or not FIELD_NAME.fullmatch(extensions[0]) else extensions[0]
     return MemberField(name=name, field=Field(type=kind, extension=own), extensions=tuple(extensions))
 
 

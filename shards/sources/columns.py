@@ -4,7 +4,8 @@ Found by name where nothing is said: the image in the first of `IMAGE_COLUMNS` t
 ``class``, the key in ``key``, the split in ``split``. Of all others, integers become int64 fields, floating-point
 numbers float64, truth values bool, text (dates and times, too) string; nulls are kept. A column of text whose values
 all end like image files, and of which at least one is there, is a further image field, called after it without
-``_path``, ``_file`` or ``_url``. What names of fields cannot hold becomes ``_``. Lists, structs and bytes are refused.
+``_path``, ``_file`` or ``_url``. What names of fields cannot hold becomes ``_``, and a name that an index has of
+another field gets ``_`` behind it (`feeder.shards.field_names`). Lists, structs and bytes are refused.
 """
 
 import dataclasses
