@@ -251,7 +251,6 @@ def _find_fault(shards: list[Any], folders: bool) -> None:
 
 def is_plain_name(name: str, *, folders: bool = False) -> bool:
     """Say whether a file's name stays inside its folder: nothing hidden, no way up, no control characters."""
-    if "\\" in name or not name.isprintable():
-        return False
-    parts = name.split("/") if folders else (name,)
-    return all(part and part[0] != "." and "/" not in part for part in parts)
+    if folders and "/" in name:
+        return all(map(is_plain_name, name.split("/")))
+    return bool(name) and name[0] != "." and "/" not in name and "\\" not in name and name.isprintable()
