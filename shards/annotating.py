@@ -199,7 +199,8 @@ def _chosen(rows: pa.Table, on: str, columns: Sequence[str] | None, name: str) -
         if not FIELD_NAME.fullmatch(column) or column in RESERVED:
             raise SourceError(
                 f"column {column!r} of {name} cannot be a field: expected letters, digits, _, - and dots between them, "
-                f"and none of {', '.join(sorted(RESERVED))}; rename it, or choose others with --columns"
+                f"not ending like columns of an index (.size, .width, …), and none of {', '.join(sorted(RESERVED))}; "
+                "rename it, or choose others with --columns"
             )
     return chosen
 

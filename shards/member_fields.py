@@ -16,7 +16,8 @@ any other                                     bytes    the whole extension
 
 Where samples have two images without a name (``0001.jpg``, ``0001.png``), the first in the order of `IMAGE_ORDER` is
 ``image``, and the other is a field of its extension's name. Images of several formats, one a sample, are all ``image``.
-What a field name cannot hold becomes ``_``; a name that means something else (``id``, ``key``, ``source``, ``label`` of
+What a field name cannot hold becomes ``_``, so does the last dot of ``mask.size`` and others that index columns end
+like; a name that means something else (``id``, ``key``, ``source``, ``label`` of
 what is no number) gets ``_`` behind it.
 """
 
@@ -27,7 +28,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import pyarrow as pa
 
 from feeder.shards.errors import SourceError
-from feeder.shards.fields import RESERVED, Field
+from feeder.shards.fields import RESERVED, TAKEN_ENDING, Field
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.names import PathTable, readable
 
@@ -37,6 +38,7 @@ INTEGERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})  #
 STRINGS = {"txt": "caption", "text": "text", "caption": "caption", "transcript": "transcript"}
 DOCUMENTS = frozenset({"json", "jsn"})
 
+_KEPT = re.compile(r"[!-.0-~]+")  # extensions that a name in any tar can have; others give way to the field's name
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_SHOWN = 40  # bytes of a content, in a message
 
@@ -104,7 +106,7 @@ def member_fields(extensions: Collection[str], together: Collection[frozenset[st
 
 def _field(name: str, kind: str, extensions: list[str]) -> MemberField:
     # an image's member has the extension of its format; a label's is the format's own
-    own = None if kind in ("image", "int64") else extensions[0]
+    own = extensions[0] if kind not in ("image", "int64") and _KEPT.fullmatch(extensions[0]) else None
     return MemberField(name=name, field=Field(type=kind, extension=own), extensions=tuple(extensions))
 
 
@@ -132,7 +134,7 @@ def _own_name(extension: str, kind: str) -> str:
 def field_name(text: str, taken: Iterable[str] = ()) -> str:
     """Return the name of a field made of any text: what names cannot hold becomes ``_``; what is taken ends in it."""
     parts = [part or "_" for part in _NOT_IN_NAMES.sub("_", text).split(".")]
-    name = ".".join(parts)
+    name = TAKEN_ENDING.sub(r"_\1", ".".join(parts))
     return name + "_" if name in RESERVED or name in set(taken) else name
 
 

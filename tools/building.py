@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from feeder.errors import ConfigError
 from feeder.resources import usable_cores
 from feeder.shards.bad_samples import ALWAYS_ALLOWED_BAD
 from feeder.shards.committing import BuildReport
@@ -115,6 +116,11 @@ def run(args: argparse.Namespace) -> int:
         duplicates=args.duplicates,
     )
     said = source_options(args)
+    if args.retry_failed and (args.dry_run or args.restart):
+        raise ConfigError(
+            f"--retry-failed adds to a finished dataset, which {'--dry-run' if args.dry_run else '--restart'} does not "
+            "go with; leave one of them out"
+        )
     if args.dry_run:
         _print_preview(preview(args.source, args.dest, options, source_options=said), args.dest, as_json=args.json)
         return 0

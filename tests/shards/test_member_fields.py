@@ -43,6 +43,11 @@ def test_fields_of_extensions() -> None:
     )
 
 
+def test_extensions_that_no_shard_could_hold_give_way_to_the_name() -> None:
+    fields = {field.extensions[0]: field.field.extension for field in member_fields(["jpg", "é", "a.b", ".txt", "x y"])}
+    assert fields == {"jpg": None, ".txt": ".txt", "é": None, "a.b": "a.b", "x y": None}
+
+
 def test_images_of_several_formats_are_one_field_unless_they_meet() -> None:
     assert named("png", "webp", "jpg") == {"image": ("image", ("jpg", "webp", "png"))}
     assert named("png", "webp", "jpg", together=(("jpg", "png"),)) == {
@@ -69,6 +74,12 @@ def test_two_members_of_one_field_are_refused() -> None:
 def test_names_of_fields() -> None:
     assert field_name("aesthetic score") == "aesthetic_score"
     assert field_name("é..x") == "_._.x"
+    assert [field_name(name) for name in ("mask.size", "a.b.format", "width", "a.widths")] == [
+        "mask_size",
+        "a.b_format",
+        "width",
+        "a.widths",
+    ]
     assert [field_name(name) for name in ("id", "key", "source", "scalars")] == ["id_", "key_", "source_", "scalars_"]
 
 
