@@ -13,20 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feeder.shards.errors import SourceError
+from feeder.shards.folder import FILES_PER_GROUP
 from feeder.shards.mds import INDEX_NAME, MdsShard, read_mds_index
 from feeder.shards.names import readable
 from feeder.shards.shard_table import is_plain_name
 from feeder.shards.sources.files import entries, file_sizes
 from feeder.shards.sources.folders import scan_source
-from feeder.shards.sources.opening import source_files, source_kind
+from feeder.shards.sources.opening import COMPRESSED_TARS, common_folder, names_many, source_files, source_kind
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.sources.patterns import expand_pattern, is_pattern
+from feeder.shards.sources.patterns import expand_pattern
 from feeder.shards.sources.webdataset import splits_of
 from feeder.shards.storage import is_remote, local_path, open_folder
 from feeder.shards.table import SPLITS, UNREADABLE, SampleTable
-
-FILES_PER_GROUP = 512  # of an image folder: as many images of 110 kB as a shard of 64 MiB holds
-_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +58,14 @@ def find_adoptable(sources: Sequence[str | os.PathLike[str]], options: SourceOpt
         StorageError: the storage answered with an error.
     """
     texts = [os.fspath(source) for source in sources]
-    if len(texts) == 1 and not _is_tar(texts[0]) and not _is_pattern(texts[0]):
+    if len(texts) == 1 and not _is_tar(texts[0]) and not names_many(texts[0]):
         return _find_in_folder(texts[0], options)
     return _named_tars(texts)
 
 
 def _named_tars(patterns: Sequence[str]) -> list[AdoptableSplit]:
     """Return the tar archives that paths, URLs and patterns name."""
-    listed = [expand_pattern(pattern) if _is_pattern(pattern) else [pattern] for pattern in patterns]
+    listed = [expand_pattern(pattern) if names_many(pattern) else [pattern] for pattern in patterns]
     paths = [_absolute(path) for expanded in listed for path in expanded]
     for path in paths:
         if not _is_tar(path):
@@ -108,13 +106,8 @@ def _split_of_tars(split: str | None, paths: Sequence[str], sizes: NDArray[np.in
     return AdoptableSplit(format="tar", split=split, root=root, names=names, sizes=sizes)
 
 
-def _is_pattern(text: str) -> bool:
-    """Say whether a source is a pattern; what exists under such a name is none."""
-    return is_pattern(text) and (is_remote(text) or not os.path.exists(local_path(text)))
-
-
 def _is_tar(path: str) -> bool:
-    return path.endswith((".tar", *_COMPRESSED_TARS))
+    return path.endswith((".tar", *COMPRESSED_TARS))
 
 
 def _absolute(path: str) -> str:
@@ -122,20 +115,16 @@ def _absolute(path: str) -> str:
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """Return the folder above all paths or URLs."""
-    first, last = min(paths).split("/"), max(paths).split("/")  # what these share, all others do
-    shared = 0
-    while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]:
-        shared += 1
-    root = "/".join(first[:shared])
-    if is_remote(paths[0]) and shared < 3:  # "s3:", "", and the bucket
+    """Return the folder above all paths or URLs, which a manifest names: there must be one."""
+    root = common_folder(paths)
+    if is_remote(paths[0]) and not is_remote(root):
         raise SourceError(f"{min(paths)} and {max(paths)} share no bucket; adopt them as two datasets")
-    return root or "/"
+    return root
 
 
 def _refuse_compressed(paths: Sequence[str]) -> None:
     for path in paths:
-        if path.endswith(_COMPRESSED_TARS):
+        if path.endswith(COMPRESSED_TARS):
             raise SourceError(
                 f"{readable(path)} is compressed, so no sample in it can be read alone; decompress it, the images "
                 "in it are compressed already"

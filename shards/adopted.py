@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from feeder.shards.errors import SourceError
+from feeder.shards.field_names import settled_names
 from feeder.shards.fields import ABSENT, Field
 from feeder.shards.images import UNKNOWN_FORMAT
 from feeder.shards.index import column_type, index_columns
@@ -100,17 +101,25 @@ def tar_fields(found: FoundFields) -> list[AdoptedField]:
         if name not in taken:
             kind = _TYPE_NAMES.get(found.columns[column], "string")  # a column that is null everywhere is no number
             fields.append(AdoptedField(name=name, field=Field(type=kind), column=column))
-    return fields
+    return _settled(fields)
 
 
 def mds_fields_adopted(mds: MdsFields) -> list[AdoptedField]:
     """Return the fields of an MDS set."""
-    return [
-        AdoptedField(name=name, field=field, parts=(name,))
-        if field.stored
-        else AdoptedField(name=name, field=field, column=name)
-        for name, field in mds.fields.items()
-    ]
+    return _settled(
+        [
+            AdoptedField(name=name, field=field, parts=(name,))
+            if field.stored
+            else AdoptedField(name=name, field=field, column=name)
+            for name, field in mds.fields.items()
+        ]
+    )
+
+
+def _settled(fields: Sequence[AdoptedField]) -> list[AdoptedField]:
+    """Return fields with names that an index can hold beside each other; extensions are those that shards have."""
+    names = settled_names({field.name: field.field for field in fields})
+    return [dataclasses.replace(field, name=names[field.name]) for field in fields]
 
 
 def folder_fields(labelled: bool) -> list[AdoptedField]:

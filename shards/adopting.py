@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from feeder.errors import ConfigError
-from feeder.shards.adoptable import FILES_PER_GROUP, AdoptableSplit, find_adoptable
+from feeder.shards.adoptable import AdoptableSplit, find_adoptable
 from feeder.shards.adopted import (
     AdoptedField,
     AdoptedIndex,
@@ -37,10 +37,10 @@ from feeder.shards.adopted import (
     mds_fields_adopted,
     tar_fields,
 )
-from feeder.shards.adoption_folder import LOCK_NAME, claim_adoption, is_in_place, prefix_of
+from feeder.shards.adoption_folder import LOCK_NAME, AdoptionFolder, claim_adoption, is_in_place, prefix_of
 from feeder.shards.destinations.local import hold_marker
-from feeder.shards.destinations.protocol import Destination
 from feeder.shards.errors import DestinationError, ShardsError, SourceError
+from feeder.shards.folder import FILES_PER_GROUP
 from feeder.shards.index import encode_index, index_name
 from feeder.shards.manifest import MANIFEST_NAME, Manifest, encode_manifest, new_manifest
 from feeder.shards.mds import MdsFields, MdsShard, mds_fields, walk_mds
@@ -118,11 +118,12 @@ def adopt(
     options = options or SourceOptions()
     listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     splits = find_adoptable(listed, options)
-    with claim_adoption(dest, splits) as (folder, scratch):
+    with claim_adoption(dest, splits) as claimed:
+        scratch = claimed.scratch
         try:
             jobs = [job for split in splits for job in _jobs(split, scratch)]
             surveyed = _run(jobs, workers, scratch / LOCK_NAME, start)
-            datasets = _commit(folder, splits, jobs, options)
+            datasets = _commit(claimed, splits, jobs, options)
         except ShardsError:
             raise
         except OSError as error:
@@ -138,34 +139,46 @@ def adopt(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Job:
-    """One shard, and where its survey is."""
+    """One shard, and where its survey is; `mds` of MDS shards, what their columns become."""
 
     split: AdoptableSplit
     number: int
     path: Path
-    task: SurveyTask
+    mds: MdsFields | None
+
+    @property
+    def name(self) -> str:
+        return self.split.names[self.number]
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self.split.sizes[self.number])
 
     @property
     def where(self) -> str:
-        return open_folder(self.split.root).where(self.split.names[self.number])
+        return open_folder(self.split.root).where(self.name)
+
+    def task(self) -> SurveyTask:
+        """Return what a worker gets: made when it is its turn, as it holds the paths of a group."""
+        task = SurveyTask(root=self.split.root, name=self.name, size_bytes=self.size_bytes, out=str(self.path))
+        if self.mds is not None:
+            task = dataclasses.replace(task, mds=(self.split.mds[self.number], self.mds))
+        if (table := self.split.table) is not None:
+            first = self.number * FILES_PER_GROUP
+            rows = np.arange(first, min(first + FILES_PER_GROUP, len(table)))
+            labels = table.labels[rows].tolist() if table.labelled else []
+            task = dataclasses.replace(task, paths=list(table.stored["image"].files.take(rows)), labels=labels)
+        return task
 
     def load(self) -> Survey | None:
-        return load_survey(self.path, self.task.name, self.task.size_bytes)
+        return load_survey(self.path, self.name, self.size_bytes)
 
 
 def _jobs(split: AdoptableSplit, scratch: Path) -> Iterator[_Job]:
     fields = _mds_fields(split) if split.mds else None
-    for number, (name, size_bytes) in enumerate(zip(split.names, split.sizes.tolist(), strict=True)):
+    for number, name in enumerate(split.names):
         path = scratch / f"{xxhash.xxh3_128_hexdigest(f'{split.split}/{name}'.encode())}.arrow"  # names may be long
-        task = SurveyTask(root=split.root, name=name, size_bytes=size_bytes, out=str(path))
-        if fields is not None:
-            task = dataclasses.replace(task, mds=(split.mds[number], fields))
-        if split.table is not None:
-            rows = np.arange(number * FILES_PER_GROUP, min((number + 1) * FILES_PER_GROUP, len(split.table)))
-            part = split.table.take(rows)
-            labels = part.labels.tolist() if part.labelled else []
-            task = dataclasses.replace(task, paths=list(part.stored["image"].files), labels=labels)
-        yield _Job(split=split, number=number, path=path, task=task)
+        yield _Job(split=split, number=number, path=path, mds=fields)
 
 
 def _mds_fields(split: AdoptableSplit) -> MdsFields:
@@ -192,11 +205,11 @@ def _run(
 ) -> int:
     """Survey the shards that have no survey yet; return how many."""
     missing = [job for job in jobs if job.load() is None]
-    size_bytes = sum(job.task.size_bytes for job in missing)
+    size_bytes = sum(job.size_bytes for job in missing)
     advance = start(len(missing), size_bytes) if start else None
     processes = min(workers, len(missing), 1 + size_bytes // BYTES_PER_WORKER) or 1
     hold = functools.partial(hold_marker, lock)
-    with contextlib.closing(run_tasks(survey, (job.task for job in missing), processes, hold)) as finished:
+    with contextlib.closing(run_tasks(survey, (job.task() for job in missing), processes, hold)) as finished:
         for task, _ in finished:
             if advance:
                 advance(1, task.size_bytes)
@@ -207,12 +220,14 @@ def _run(
 
 
 def _commit(
-    folder: Destination, splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
+    claimed: AdoptionFolder, splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: SourceOptions
 ) -> list[AdoptedDataset]:
     """Write the indexes of all splits, then their manifests."""
     common = _settle(splits, jobs, options)
-    datasets = [_write_indexes(folder, split, [job for job in jobs if job.split is split], common) for split in splits]
+    datasets = [_write_indexes(claimed, split, [job for job in jobs if job.split is split], common) for split in splits]
+    folder = claimed.folder
     folder.flush()
+    claimed.check()
     for split, dataset in zip(splits, datasets, strict=True):
         folder.put(prefix_of(split) + MANIFEST_NAME, encode_manifest(dataset.manifest))
     folder.flush()
@@ -242,8 +257,8 @@ def _settle(splits: Sequence[AdoptableSplit], jobs: Sequence[_Job], options: Sou
     if (table := splits[0].table) is not None:
         fields = folder_fields(table.labelled)
         return _Common(fields=fields, classes=table.classes, labels=labels, prefixes=prefixes)
-    if jobs[0].task.mds is not None:
-        fields = mds_fields_adopted(jobs[0].task.mds[1])
+    if jobs[0].mds is not None:
+        fields = mds_fields_adopted(jobs[0].mds)
     else:
         fields = _tar_fields(jobs, root)
         prefixes = _prefixes(jobs)
@@ -287,27 +302,29 @@ def _loaded(job: _Job) -> Survey:
 
 
 def _write_indexes(
-    folder: Destination,
+    claimed: AdoptionFolder,
     split: AdoptableSplit,
     jobs: Sequence[_Job],
     common: _Common,
 ) -> AdoptedDataset:
     """Write the indexes of a split; return its dataset, whose manifest is not written yet."""
+    folder = claimed.folder
     order = SortedLabels()
     records = []
     unreadable = dropped = 0
     for job in jobs:
+        claimed.check()
         found = _loaded(job)
         values: dict[str, Any] = {
             field.name: column_values(found, field, job.where) for field in common.fields if not field.field.stored
         }
-        index = adopted_index(found, job.task.name, common.fields, values, common.labels, common.prefixes.get(job))
+        index = adopted_index(found, job.name, common.fields, values, common.labels, common.prefixes.get(job))
         unreadable += index.unreadable
         dropped += index.dropped
         order.add(index.labels)
         if index.samples:
             data = encode_index(index.columns, found.digest)
-            folder.put(prefix_of(split) + index_name(job.task.name), data)
+            folder.put(prefix_of(split) + index_name(job.name), data)
             records.append(_record(job, found, index, xxhash.xxh3_128_hexdigest(data)))
     if not records:
         raise SourceError(f"no sample in {split.root} has an image; expected members named like 0001.jpg")
@@ -333,11 +350,11 @@ def _write_indexes(
 
 def _record(job: _Job, found: Survey, index: AdoptedIndex, index_digest: str) -> ShardRecord:
     return ShardRecord(
-        name=job.task.name,
+        name=job.name,
         samples=index.samples,
         size_bytes=max(1, found.size_bytes),  # a group of empty files has none
         digest=found.digest,
         index_digest=index_digest,
         dropped=index.dropped,
-        segments=() if job.task.paths else segment_starts(index.ends, found.size_bytes),
+        segments=() if job.split.table is not None else segment_starts(index.ends, found.size_bytes),
     )

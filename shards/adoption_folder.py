@@ -2,24 +2,26 @@
 
 In a local destination surveys stand in ``.adopting`` beside the manifest to be, and so does a file that is locked as
 long as an adoption works there. Its text vouches for what else is in the destination: indexes, and manifests of splits,
-of an attempt that died. For a destination behind a URL they stand in a temporary folder and go with the process: an
-adoption that stopped begins anew. Two at once write the same there, and the manifest last.
+of an attempt that died. For a destination behind a URL they stand in a temporary folder and go with the process, so an
+adoption that stopped begins anew; the claim is that of a build (`feeder.shards.destinations.lease`).
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from feeder.shards.adoptable import AdoptableSplit
 from feeder.shards.destinations.local import LocalDestination, share_marker
-from feeder.shards.destinations.protocol import Destination
+from feeder.shards.destinations.protocol import Destination, writing_errors
 from feeder.shards.destinations.remote import RemoteDestination
 from feeder.shards.errors import DestinationError
-from feeder.shards.manifest import MANIFEST_NAME
+from feeder.shards.index import index_name
+from feeder.shards.manifest import MANIFEST_NAME, MARKER_NAME
 from feeder.shards.storage import is_remote, local_path
 
 SCRATCH_NAME = ".adopting"
@@ -27,33 +29,38 @@ LOCK_NAME = "lock"
 _LOCK_TEXT = b"An adoption that has not finished: run the same 'feeder index' again.\n"
 
 
-@contextlib.contextmanager
-def claim_adoption(
-    dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]
-) -> Iterator[tuple[Destination, Path]]:
-    """Yield the destination, and a local folder for surveys with the locked file in it, which goes if all is well.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptionFolder:
+    """A claimed destination.
 
-    After an error in a local destination surveys stay for the next attempt; if there are none, nothing does.
+    Attributes:
+        folder: the destination.
+        scratch: a local folder for surveys, with a locked file in it.
+        check: raises `DestinationError` if another process has taken the destination over.
+    """
+
+    folder: Destination
+    scratch: Path
+    check: Callable[[], None]
+
+
+@contextlib.contextmanager
+def claim_adoption(dest: str | os.PathLike[str], splits: Sequence[AdoptableSplit]) -> Iterator[AdoptionFolder]:
+    """Claim a destination; the folder for surveys goes if all is well.
+
+    After an error in a local destination surveys stay for the next attempt; if there are none, nothing does. Behind a
+    URL what was written stays, for the same adoption to write it again; if there is nothing, no marker stays either.
 
     Raises:
         DestinationError: it is no folder, holds something else, is in use, or cannot be written.
     """
     text = os.fspath(dest)
     if is_remote(text):
-        folder = RemoteDestination(text)
-        for split in splits:
-            if not is_remote(split.root):
-                raise DestinationError(
-                    f"the data lie in the local folder {split.root}, which a dataset at {folder.url} cannot name; "
-                    "choose a local destination, or upload the data first"
-                )
-        _refuse_others(folder.url, folder.entries(), splits)
-        with tempfile.TemporaryDirectory(prefix="feeder-index-") as name:
-            Path(name, LOCK_NAME).touch()
-            yield folder, Path(name)
+        with _claimed_remotely(RemoteDestination(text), splits) as claimed:
+            yield claimed
     else:
         with _claimed_locally(Path(os.path.abspath(local_path(text))), splits) as scratch:
-            yield LocalDestination(scratch.parent), scratch
+            yield AdoptionFolder(folder=LocalDestination(scratch.parent), scratch=scratch, check=lambda: None)
 
 
 def prefix_of(split: AdoptableSplit) -> str:
@@ -64,6 +71,51 @@ def prefix_of(split: AdoptableSplit) -> str:
 def is_in_place(url: str, split: AdoptableSplit) -> bool:
     """Say whether the manifest will stand in the folder of the shards."""
     return _same_folder(f"{url}/{prefix_of(split)}", split.root)
+
+
+@contextlib.contextmanager
+def _claimed_remotely(folder: RemoteDestination, splits: Sequence[AdoptableSplit]) -> Iterator[AdoptionFolder]:
+    """Yield a destination behind a URL, whose marker this process holds."""
+    for split in splits:
+        if not is_remote(split.root):
+            raise DestinationError(
+                f"the data lie in the local folder {split.root}, which a dataset at {folder.url} cannot name; "
+                "choose a local destination, or upload the data first"
+            )
+    own = _own_names(splits)
+    with writing_errors(folder.url, Exception):
+        entries = set(folder.entries())
+        if MARKER_NAME not in entries:
+            _refuse_others(folder.url, entries, splits)
+        lease = folder.lease()
+        found = lease.take()
+    entries -= {MARKER_NAME}
+    try:
+        # Without a marker only the data may be there even now: another adoption may have finished since the first look.
+        now = set(folder.entries()) - {MARKER_NAME}
+        _refuse_others(folder.url, now - own if found else now, splits)
+        with tempfile.TemporaryDirectory(prefix="feeder-index-") as name:
+            Path(name, LOCK_NAME).touch()
+            yield AdoptionFolder(folder=folder, scratch=Path(name), check=lease.check)
+    except BaseException:
+        lease.give_up(vacant=found or _holds_any(folder, own - entries))
+        raise
+    lease.give_up()
+
+
+def _own_names(splits: Sequence[AdoptableSplit]) -> set[str]:
+    """Return the names of the files that an adoption writes, and of folders above them, as destinations list them."""
+    files = {prefix_of(split) + index_name(name) for split in splits for name in split.names}
+    files |= {prefix_of(split) + MANIFEST_NAME for split in splits}
+    return files | {name[: at + 1] for name in files for at, letter in enumerate(name) if letter == "/"}
+
+
+def _holds_any(folder: RemoteDestination, names: set[str]) -> bool:
+    """Say whether there is any of some names; if the store does not answer, that is taken for granted."""
+    try:
+        return not names.isdisjoint(folder.entries())
+    except DestinationError:
+        return True
 
 
 @contextlib.contextmanager

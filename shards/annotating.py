@@ -19,6 +19,7 @@ import pyarrow.parquet
 
 from feeder.shards.columns import ColumnWriter, column_runs, consolidated_types, place_columns
 from feeder.shards.errors import SourceError
+from feeder.shards.field_names import check_field_names
 from feeder.shards.fields import FIELD_NAME, RESERVED, Field
 from feeder.shards.generations import Change, change_dataset
 from feeder.shards.manifest import ColumnFile, Manifest
@@ -82,6 +83,8 @@ def annotate(
         _refuse_existing(change, list(values), replace=replace)
         counts = _Counts(seen=np.zeros(len(keys), np.bool_))
         kinds = {column: field_type(array.type) for column, array in values.items()}
+        added = {column: Field(type=kind) for column, kind in kinds.items()}
+        check_field_names({**manifest.fields, **added}, change.folder.url, manifest.format)
         _refuse_other_types(change, kinds, name)
         written = place_columns(change.out, lambda place: _write(change, on, keys, values, counts, place))
         unknown = int(len(keys) - counts.seen.sum())
@@ -199,8 +202,7 @@ def _chosen(rows: pa.Table, on: str, columns: Sequence[str] | None, name: str) -
         if not FIELD_NAME.fullmatch(column) or column in RESERVED:
             raise SourceError(
                 f"column {column!r} of {name} cannot be a field: expected letters, digits, _, - and dots between them, "
-                f"not ending like columns of an index (.size, .width, …), and none of {', '.join(sorted(RESERVED))}; "
-                "rename it, or choose others with --columns"
+                f"and none of {', '.join(sorted(RESERVED))}; rename it, or choose others with --columns"
             )
     return chosen
 

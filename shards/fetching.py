@@ -6,18 +6,21 @@ from collections.abc import Iterator
 from typing import Self
 
 import google_crc32c
+import numpy as np
 
 from feeder.shards.errors import BadImageError, ShardError, SourceError
 from feeder.shards.fields import ABSENT
 from feeder.shards.images import MAX_IMAGE_BYTES
 from feeder.shards.names import readable
 from feeder.shards.storage import is_remote, read_regular_file, read_url_ranges, unreadable
-from feeder.shards.table import UNREADABLE, Places, SampleTable
+from feeder.shards.table import FORBIDDEN, UNREADABLE, Places, SampleTable
 
 Fetched = dict[str, bytes | BadImageError]
 """Of each stored field that a sample has its bytes, or why there are none."""
 
-_FETCHED_TOGETHER = 64  # remote samples: enough requests in flight to hide their latency, few enough to hold in memory
+# Remote samples: enough requests in flight to hide their latency, few enough, of few enough bytes, to hold in memory.
+_FETCHED_TOGETHER = 64
+_FETCHED_BYTES = 64 << 20
 
 # These say nothing about one file: setting aside what they met would lose good images in silence.
 _FAILURES_OF_THE_MACHINE = {
@@ -41,12 +44,26 @@ def fetch(table: SampleTable) -> Iterator[Fetched]:
         StorageError: the machine, the mount or the storage fails, not one file.
     """
     with _LocalFiles() as files:
-        for start in range(0, len(table), _FETCHED_TOGETHER):
-            rows = range(start, min(start + _FETCHED_TOGETHER, len(table)))
+        for rows in _together(table):
             columns = {field: _Column(table, field, rows) for field in table.stored}
             for row in rows:
                 fetched = {field: column.read(row, files) for field, column in columns.items()}
                 yield {field: data for field, data in fetched.items() if data is not None}
+
+
+def _together(table: SampleTable) -> Iterator[range]:
+    """Yield the rows of samples that are fetched together: a single one may pass `_FETCHED_BYTES`."""
+    sizes = np.zeros(len(table), np.int64)
+    for places in table.stored.values():
+        sizes += np.where(places.sizes <= MAX_IMAGE_BYTES, np.maximum(places.sizes, 0), 0)
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(table):
+        before = int(ends[start - 1]) if start else 0
+        end = int(np.searchsorted(ends, before + _FETCHED_BYTES, side="right"))
+        end = max(start + 1, min(end, start + _FETCHED_TOGETHER))
+        yield range(start, end)
+        start = end
 
 
 class _LocalFiles:
@@ -91,6 +108,11 @@ class _Column:
         size = int(places.sizes[row])
         if size == ABSENT:
             return None
+        if size == FORBIDDEN:
+            return BadImageError(
+                "unreadable",
+                f"its path {readable(places.file(row))!r} leads out of the folder of the file that names it",
+            )
         if size > MAX_IMAGE_BYTES:
             return BadImageError("too large", f"it has {size} bytes, more than the {MAX_IMAGE_BYTES} allowed")
         where = self._where(row)
@@ -108,8 +130,8 @@ class _Column:
                 return _unread(where, size, error)
         if len(data) != size:
             raise SourceError(
-                f"{readable(where)} changed while the dataset was built: it had {size} bytes and now has {len(data)}; "
-                "run the build again when the source is at rest"
+                f"{readable(where)} changed while it was read: it had {size} bytes and now has {len(data)}; "
+                "run the command again when the source is at rest"
             )
         if places.crcs is not None and (crc := google_crc32c.value(data)) != places.crcs[row]:
             raise ShardError(
@@ -129,7 +151,11 @@ class _Column:
         """Return the bytes of the remote rows, fetched together."""
         if self._fetched is None:
             places = self._places
-            rows = [row for row in self._rows if int(places.sizes[row]) >= 0 and is_remote(self._where(row))]
+            rows = [
+                row
+                for row in self._rows
+                if 0 <= int(places.sizes[row]) <= MAX_IMAGE_BYTES and is_remote(self._where(row))
+            ]
             ranges = []
             for row in rows:
                 offset = 0 if places.offsets is None else int(places.offsets[row])
@@ -152,4 +178,4 @@ def _unread(path: str, size: int, error: OSError) -> BadImageError:
 
 
 def _vanished(where: str) -> SourceError:
-    return SourceError(f"{where} vanished while the dataset was built; run the build again when the source is at rest")
+    return SourceError(f"{where} vanished while it was read; run the command again when the source is at rest")

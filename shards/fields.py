@@ -26,9 +26,7 @@ TYPES = STORED_TYPES + COLUMN_TYPES
 
 ABSENT = -2  # stands for the size of a stored field that a sample does not have
 
-# What the index says about a stored field F stands in columns F.offset and so on; no field has such a name.
-TAKEN_ENDING = re.compile(r"\.(offset|size|crc32c|width|height|format)$")
-FIELD_NAME = re.compile(rf"(?!.*{TAKEN_ENDING.pattern})[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+FIELD_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 RESERVED = frozenset({"key", "source", "id", "scalars"})  # columns that every sample has, and the member of scalars
 
 

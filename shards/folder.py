@@ -23,7 +23,7 @@ from feeder.shards.sources import scan_source
 from feeder.shards.storage import read_regular_file, unreadable
 from feeder.shards.table import UNREADABLE, SampleTable
 
-FILES_PER_GROUP = 512  # as many images of 110 kB as a shard of 64 MiB holds
+FILES_PER_GROUP = 512  # as many images of 110 kB as a shard of 64 MiB holds; ids of samples depend on it
 
 
 class FolderReader:

@@ -78,7 +78,7 @@ class Change:
 
     def named(self, name: str, extension: str) -> str:
         """Return the name that a file takes in the new generation, ``STEM.gNNNNNN.EXTENSION``."""
-        stem = _GENERATION.sub("", name.rpartition(".")[0])
+        stem = _GENERATION.sub("", name.rsplit(".", 1)[0])
         return f"{stem}.g{self.generation:06d}.{extension}"
 
     def next_number(self) -> int:
@@ -193,8 +193,7 @@ def change_dataset(source: str | os.PathLike[str]) -> Iterator[Change]:
             f"{folder.where(name)} is an earlier generation, which never changes; name the dataset {folder.url}"
         )
     read_manifest(folder)  # no marker where there is no dataset
-    claimed = _local_claim(folder) if isinstance(folder, LocalFolder) else _remote_claim(folder.url)
-    with claimed as claim:
+    with claim_dataset(folder) as claim:
         change = Change(folder, claim.out, read_manifest(folder))
         if claim.found:
             change.sweep()
@@ -209,7 +208,7 @@ def change_dataset(source: str | os.PathLike[str]) -> Iterator[Change]:
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class _Claim:
+class ChangeClaim:
     """A dataset whose marker is held.
 
     Attributes:
@@ -223,8 +222,17 @@ class _Claim:
     clean: bool = True
 
 
+def claim_dataset(folder: Folder) -> contextlib.AbstractContextManager[ChangeClaim]:
+    """Return a context that holds the marker of a dataset, whatever its manifest is like.
+
+    Raises:
+        DestinationError: another process is changing it, or it cannot be written.
+    """
+    return _local_claim(folder) if isinstance(folder, LocalFolder) else _remote_claim(folder.url)
+
+
 @contextlib.contextmanager
-def _local_claim(folder: LocalFolder) -> Iterator[_Claim]:
+def _local_claim(folder: LocalFolder) -> Iterator[ChangeClaim]:
     """Hold the marker of a local dataset."""
     marker = Path(folder.url, CHANGING_NAME)
     with writing_errors(str(marker)):
@@ -237,7 +245,7 @@ def _local_claim(folder: LocalFolder) -> Iterator[_Claim]:
             found = os.fstat(descriptor).st_size > 0
             os.pwrite(descriptor, _MARKER_TEXT, 0)
         _lock(descriptor, folder.url, fcntl.LOCK_SH)  # which worker processes share
-        claim = _Claim(out=_LocalChange(Path(folder.url)), found=found)
+        claim = ChangeClaim(out=_LocalChange(Path(folder.url)), found=found)
         try:
             yield claim
         finally:
@@ -257,13 +265,13 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _remote_claim(url: str) -> Iterator[_Claim]:
+def _remote_claim(url: str) -> Iterator[ChangeClaim]:
     """Hold the marker of a dataset behind a URL."""
     out = RemoteDestination(url)
     lease = Lease(out.filesystem, out.where(CHANGING_NAME), out.url)
     with writing_errors(out.url, Exception):
         found = lease.take()
-    claim = _Claim(out=out, found=found)
+    claim = ChangeClaim(out=out, found=found)
     try:
         yield claim
     finally:

@@ -28,6 +28,7 @@ shard may be renamed without a change of its index.
 
 import dataclasses
 import io
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -43,6 +44,17 @@ VERSION = "1"
 SCALARS = "scalars"  # stands for the member that holds the scalar fields together
 
 _COLUMN_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+_MAX_LABELS = 1_000_000  # a larger number is no class
+_HEX_DIGEST = re.compile("[0-9a-f]{32}")
+_FIXED_TYPES = {"key": pa.string(), "source": pa.string(), "label": pa.int64()}
+_PART_TYPES = {
+    "offset": pa.int64(),
+    "size": pa.int64(),
+    "crc32c": pa.uint32(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "format": pa.uint8(),
+}
 _CASTS: dict[str, Literal["q", "I", "i", "B"]] = {"int64": "q", "uint32": "I", "int32": "i", "uint8": "B"}
 
 
@@ -221,6 +233,48 @@ def open_index(buffer: Any, where: str, *, samples: int, shard_digest: str, inde
             f"index {where} holds {table.num_rows} samples, but the manifest says {samples}; build the dataset again"
         )
     return ShardIndex(table)
+
+
+def parse_index(data: bytes, where: str) -> tuple[ShardIndex, str]:
+    """Return an index whose digest nobody knows, and the digest of its shard that it names.
+
+    Any byte of it may be altered: it is safe to read, but need not be right.
+
+    Raises:
+        ShardError: it cannot be read.
+    """
+    schema, table = _parsed(data, where)
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    try:
+        table.validate(full=True)
+        names = set(schema.names)
+        if missing := _wanted_columns(names) - names:
+            raise ValueError(f"the column {min(missing)} is missing")
+        for name, column in zip(schema.names, table.columns, strict=True):
+            expected = _FIXED_TYPES.get(name) or _PART_TYPES.get(name.rpartition(".")[2] if "." in name else "")
+            if expected is not None and (column.type != expected or column.null_count):
+                raise ValueError(f"the column {name} is none of an index")
+        index = ShardIndex(table)
+        if index.labels is not None and not -1 <= min(index.labels) <= max(index.labels) < _MAX_LABELS:
+            raise ValueError("a label is none")
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise ShardError(f"index {where} is damaged ({error}); copy it again from the dataset's origin") from error
+    shard_digest = metadata.get(b"shard_digest", b"").decode("utf-8", "replace")
+    if metadata.get(b"shardfeed.index", b"") != VERSION.encode() or not _HEX_DIGEST.fullmatch(shard_digest):
+        raise ShardError(f"index {where} is damaged (in its metadata); copy it again from the dataset's origin")
+    return index, shard_digest
+
+
+def _wanted_columns(names: set[str]) -> set[str]:
+    """Return the columns that an index with columns of these names must have."""
+    wanted = {"key", "source", *image_columns("image")}
+    for name in names:
+        field, _, part = name.rpartition(".")
+        if part in ("width", "height", "format"):
+            wanted |= image_columns(field).keys()
+        elif part in ("offset", "size", "crc32c"):
+            wanted |= bytes_columns(field).keys()
+    return wanted
 
 
 def _parsed(buffer: Any, where: str) -> tuple[pa.Schema, pa.RecordBatch]:

@@ -289,11 +289,6 @@ def decode_value(column: MdsColumn, data: bytes, where: str) -> str | int | floa
     return value
 
 
-def sample_name(shard: str, row: int) -> str:
-    """Return the name of a sample: the path of its shard, and its row there."""
-    return f"{shard}/{row:06d}"
-
-
 def sample_key(shard: str, row: int) -> str:
     """Return the key of a sample: ``shard-00000/000012`` for row 12 of ``shard.00000.mds``."""
     stem = shard.removesuffix(".mds").replace(".", "-")

@@ -16,9 +16,8 @@ any other                                     bytes    the whole extension
 
 Where samples have two images without a name (``0001.jpg``, ``0001.png``), the first in the order of `IMAGE_ORDER` is
 ``image``, and the other is a field of its extension's name. Images of several formats, one a sample, are all ``image``.
-What a field name cannot hold becomes ``_``, so does the last dot of ``mask.size`` and others that index columns end
-like; a name that means something else (``id``, ``key``, ``source``, ``label`` of
-what is no number) gets ``_`` behind it.
+What a field name cannot hold becomes ``_``; a name that means something else (``id``, ``key``, ``source``, ``label`` of
+what is no number) gets ``_`` behind it. An extension that is not of plain ASCII gives way to the field's name.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import pyarrow as pa
 
 from feeder.shards.errors import SourceError
-from feeder.shards.fields import RESERVED, TAKEN_ENDING, Field
+from feeder.shards.fields import RESERVED, Field
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.names import PathTable, readable
 
@@ -134,7 +133,7 @@ def _own_name(extension: str, kind: str) -> str:
 def field_name(text: str, taken: Iterable[str] = ()) -> str:
     """Return the name of a field made of any text: what names cannot hold becomes ``_``; what is taken ends in it."""
     parts = [part or "_" for part in _NOT_IN_NAMES.sub("_", text).split(".")]
-    name = TAKEN_ENDING.sub(r"_\1", ".".join(parts))
+    name = ".".join(parts)
     return name + "_" if name in RESERVED or name in set(taken) else name
 
 

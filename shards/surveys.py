@@ -32,18 +32,19 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from feeder.shards.errors import BadImageError, SourceError
+from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT
-from feeder.shards.images import FORMATS, NO_HEADER, UNKNOWN_FORMAT, ImageHeader, read_header
+from feeder.shards.images import FORMATS, MAX_IMAGE_BYTES, NO_HEADER, UNKNOWN_FORMAT, ImageHeader, parsed_header
 from feeder.shards.mds import MdsFields, MdsShard, decode_value, sample_key, walk_mds
 from feeder.shards.member_fields import is_value, member_type
-from feeder.shards.members import gather_samples, split_name
+from feeder.shards.members import MAX_CONTENT_BYTES, gather_samples, split_name
 from feeder.shards.names import readable
 from feeder.shards.sequential import SequentialShard
 from feeder.shards.storage import Folder, open_folder, staged_file
 from feeder.shards.tar_walk import LOCAL_READ_BYTES, Member, TarFile, walk_tar
 
 _VERSION = "1"
+_PIECE_BYTES = MAX_CONTENT_BYTES  # of a member read at a time: values of the index are read again, and must be whole
 _SIDECAR_COLUMNS = frozenset({"key", "status"})  # by which a Parquet file is known as img2dataset's
 _AGAIN = "copy it again from its origin, or if it is still being written, run the command again when it is at rest"
 VALUE = "="  # begins the names of columns of values
@@ -160,7 +161,7 @@ class _Part:
         self.rows.append(row)
         values = [offset, len(data), google_crc32c.value(data)]
         if self._image:
-            header = _header(data)
+            header = parsed_header(data)
             values += [header.width, header.height, _format_number(header)]
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
@@ -173,13 +174,6 @@ class _Part:
             array = np.full(count, absent.get(column, 0), types[column])
             array[self.rows] = values
             yield f"{name}.{column}", pa.array(array)
-
-
-def _header(data: bytes) -> ImageHeader:
-    try:
-        return read_header(data)
-    except BadImageError:
-        return NO_HEADER
 
 
 def _format_number(header: ImageHeader) -> int:
@@ -197,9 +191,7 @@ def _survey_tar(shard: SequentialShard, folder: Folder, name: str) -> dict[str, 
     def walk_and_measure() -> Iterator[Member]:
         for member in walk_tar(file):
             if (parts := split_name(member.name)) is not None:
-                data = shard.read(member.offset, member.size)
-                header = _header(data) if member_type(parts[1]) == "image" else NO_HEADER
-                measured[member.offset] = google_crc32c.value(data), header
+                measured[member.offset] = _measured(shard, member, image=member_type(parts[1]) == "image")
             yield member
 
     samples = gather_samples(file, walk_and_measure(), shard.where, wanted=is_value)
@@ -223,6 +215,19 @@ def _survey_tar(shard: SequentialShard, folder: Folder, name: str) -> dict[str, 
         if extension in samples.contents:
             columns[f"{extension}.content"] = samples.contents[extension]
     return columns | _sidecar_columns(folder, name, keys)
+
+
+def _measured(shard: SequentialShard, member: Member, *, image: bool) -> tuple[int, ImageHeader]:
+    """Return the CRC-32C of a member, and of an image its header; held is one piece, if that has the whole header."""
+    first = shard.read(member.offset, min(member.size, _PIECE_BYTES))
+    header = parsed_header(first) if image else NO_HEADER
+    if image and header is NO_HEADER and len(first) < member.size <= MAX_IMAGE_BYTES:
+        first = shard.read(member.offset, member.size)
+        header = parsed_header(first)
+    crc = google_crc32c.value(first)
+    for done in range(len(first), member.size, _PIECE_BYTES):
+        crc = google_crc32c.extend(crc, shard.read(member.offset + done, min(_PIECE_BYTES, member.size - done)))
+    return crc, header
 
 
 def _sidecar_columns(folder: Folder, name: str, keys: pa.Array) -> dict[str, pa.Array]:

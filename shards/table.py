@@ -17,6 +17,7 @@ from feeder.shards.names import PathTable, key_of, readable
 SPLITS = ("train", "val", "validation", "valid", "test")  # the names that folders of splits may have, in order
 REST = "train"  # the split that others are cut off from
 UNREADABLE = -1  # stands for the size of what is no regular file: a dangling link, a pipe, a device
+FORBIDDEN = -3  # stands for the size of a file that its source must not name (−2 is `feeder.shards.fields.ABSENT`)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Places:
 
     Attributes:
         files: paths relative to the table's root, absolute paths, or URLs.
-        sizes: int64[n], bytes; `UNREADABLE`, or `feeder.shards.fields.ABSENT`, where there are none.
+        sizes: int64[n], bytes; `UNREADABLE`, `FORBIDDEN`, or `feeder.shards.fields.ABSENT`, where there are none.
         numbers: int64[n], the file of each sample; None: sample i has the file i.
         offsets: int64[n], where the bytes start in their file; None: each is a whole file.
         crcs: int64[n], the CRC-32C that the bytes must have, where it is known.

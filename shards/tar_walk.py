@@ -43,6 +43,10 @@ class DamagedArchiveError(SourceError):
         return str(self.args[0])
 
 
+class JoinedArchivesError(DamagedArchiveError):
+    """An archive goes on behind its end; all members before that are whole."""
+
+
 class Member(NamedTuple):
     """A regular file in an archive: its name as it is, where its content starts, its bytes of content, and where its
     header starts, or the extended one before it."""
@@ -137,8 +141,9 @@ def walk_tar(file: TarFile) -> Generator[Member, None, int]:
     """Yield the regular files of an archive, in order; return where the blocks that end it begin.
 
     Raises:
-        DamagedArchiveError: a header is damaged, a content is cut, the two zero blocks that end an archive are missing,
-            or something stands behind them: then samples may be missing, too. Members before that were yielded.
+        DamagedArchiveError: a header is damaged, a content is cut, or the two zero blocks that end an archive are
+            missing: then samples may be, too. Members before the damage were yielded.
+        JoinedArchivesError: something stands behind those blocks, which most programs do not read.
         SourceError: a sparse file, or the archive is compressed.
         StorageError: the storage does not give the bytes.
     """
@@ -184,10 +189,10 @@ def walk_tar(file: TarFile) -> Generator[Member, None, int]:
 
 
 def _refuse_more(file: TarFile, end: int) -> None:
-    """Raise `DamagedArchiveError` if an archive goes on behind the zero blocks that end it, within a record or two."""
+    """Raise `JoinedArchivesError` if an archive goes on behind the zero blocks that end it, within a record or two."""
     beyond = end + 2 * BLOCK
     if any(file.read(beyond, min(2 * _RECORD_BYTES, max(0, file.size_bytes - beyond)))):
-        raise DamagedArchiveError(
+        raise JoinedArchivesError(
             f"{file.where} goes on behind the zero blocks at byte {end} that end an archive, as when archives are "
             "joined with cat, and most programs do not read on; keep the archives apart, or join them with tar "
             "--concatenate",
@@ -245,10 +250,10 @@ def _number(field: bytes) -> int | None:
     """Return the number in a field: octal digits, or base 256 where the first bit is set; None if it is neither."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.partition(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
+    digits = field.partition(b"\0")[0].strip(b" ")
+    if digits.translate(None, b"01234567"):  # a sign, which `int` would take, makes a walk go backwards
         return None
+    return int(digits or b"0", 8)
 
 
 def _name(header: bytes) -> str:

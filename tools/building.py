@@ -1,4 +1,4 @@
-"""``feeder build``: shards and a manifest from a folder of images; the same command again goes on with it."""
+"""``feeder build``: shards and a manifest from any source; the same command again goes on with it."""
 
 import argparse
 import json

@@ -252,7 +252,7 @@ def _print_unusual(manifest: Manifest) -> Iterator[tuple[str, str]]:
         dropped = sum(manifest.shards.dropped.values())
         yield "dropped", f"{console.format_count(dropped, 'sample')} that shards still hold"
     if manifest.columns:
-        yield "columns", ", ".join(manifest.columns)
+        yield "columns", f"{len(manifest.columns)} consolidated"
     if manifest.generation:
         yield "generation", f"{manifest.generation} (earlier ones: URL/{generation_name(0).rpartition('/')[0]}/…)"
 

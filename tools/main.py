@@ -33,7 +33,7 @@ from feeder.errors import FeederError
 from feeder.tools import console
 
 COMMANDS = {
-    "build": ("feeder.tools.building", "write shards and a manifest from a folder of images"),
+    "build": ("feeder.tools.building", "write shards and a manifest from images, lists, archives or Parquet"),
     "index": ("feeder.tools.indexing", "use tar archives, MDS sets and image folders where they lie"),
     "append": ("feeder.tools.appending", "add the samples of a source to a dataset"),
     "annotate": ("feeder.tools.annotating", "add columns to a dataset from a table with keys"),
@@ -41,6 +41,7 @@ COMMANDS = {
     "inspect": ("feeder.tools.inspecting", "say what is in a dataset"),
     "convert": ("feeder.tools.converting", "write a dataset in another format, order or cut, or as Parquet"),
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
+    "repair": ("feeder.tools.repairing", "save what is whole of a damaged dataset, and list what is lost"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),
     "show": ("feeder.tools.showing", "draw one batch as the model gets it, or stored samples, as a PNG contact sheet"),
     "demo": ("feeder.tools.demo", "from photographs to shards to batches, with a proof of resume"),

@@ -30,7 +30,7 @@ from feeder.shards.manifest import MARKER_NAME
 RENEW_S = 20.0  # a request every so often costs nothing
 STALE_S = 300.0  # fifteen renewals: a store that does not answer for minutes does not cost the claim
 
-_TEXT = "a build of shardfeed is writing here, or was interrupted; the same command again goes on with it"
+_TEXT = "shardfeed is writing here, or was interrupted; the same command again goes on with it"
 _REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 _UNKNOWN = ("NotImplemented", "501")  # what stores say to conditions that they do not know
 
@@ -118,8 +118,8 @@ class Lease:
         """Raise `DestinationError` if the marker was taken over, or could not be renewed for long."""
         if self._lost or _clock_s() - self._renewed_s > STALE_S:  # a process that was stopped renews nothing
             raise DestinationError(
-                f"destination {self._destination} was taken over by another build, because this one gave no sign of "
-                f"life for {STALE_S:.0f} s; wait until that has finished"
+                f"destination {self._destination} was taken over by another process of shardfeed, because this one "
+                f"gave no sign of life for {STALE_S:.0f} s; wait until that has finished"
             )
 
     def give_up(self, *, vacant: bool = False) -> None:

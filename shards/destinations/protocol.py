@@ -124,9 +124,10 @@ def not_empty(url: str, what: str) -> DestinationError:
 
 
 def in_use(url: str, who: str = "") -> DestinationError:
-    """Return the error for a destination that another build writes into; `who` says more about that, if known."""
+    """Return the error for a destination that another process writes into; `who` says more about that, if known."""
     return DestinationError(
-        f"destination {url} is in use by another build{who}; wait until it has finished, or choose another destination"
+        f"destination {url} is in use by another process of shardfeed{who}; wait until it has finished, or choose "
+        "another destination"
     )
 
 

@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from feeder.errors import ConfigError
 from feeder.shards.errors import SourceError
+from feeder.shards.field_names import settled_table
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.manifest import GENERATIONS_FOLDER, MANIFEST_NAME
 from feeder.shards.names import MAX_KEY_BYTES, readable
@@ -21,7 +22,7 @@ from feeder.shards.table import SPLITS, SampleTable
 from feeder.shards.tar import MAX_NAME_BYTES, member_extension
 
 _FILES = {"webdataset": ".tar", "parquet": ".parquet"}
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _GENERATION = re.compile(rf"(^|/)({re.escape(MANIFEST_NAME)}|{GENERATIONS_FOLDER}/\d{{6}}\.json)$")
 _EXPECTED = f"a folder of images or of a dataset, .tar archives, Parquet, or a list ({', '.join(LIST_EXTENSIONS)})"
 _LEVELS = 3  # train/CLASS/1.jpg
@@ -50,7 +51,7 @@ def open_source(
     """
     options = options or SourceOptions()
     where = os.fspath(source)
-    if not _is_pattern(where) and not is_remote(where):
+    if not names_many(where) and not is_remote(where):
         where = os.path.abspath(local_path(where))
     kind = options.kind or source_kind(where)
     if kind not in ("list", "parquet") and (said := options.of_columns()):
@@ -64,6 +65,7 @@ def open_source(
             f"{readable(where)} has no labels, so the file of classes {options.classes_file} says nothing of it; leave "
             "it out, or name the column with labels"
         )
+    tables = list(map(settled_table, tables))
     for table in tables:
         _refuse_long_names(table)
     return split_by_hash(tables, options.split_by_hash)
@@ -111,8 +113,8 @@ def _open(where: str, kind: str, options: SourceOptions, spool: Path | None) -> 
     return scan_parquet(files, root, options, spool)
 
 
-def _is_pattern(where: str) -> bool:
-    """Say whether a source is a pattern; what exists under such a name is none."""
+def names_many(where: str) -> bool:
+    """Say whether a source is a pattern of files; what exists under such a name is none."""
     return is_pattern(where) and (is_remote(where) or not os.path.exists(local_path(where)))
 
 
@@ -126,21 +128,21 @@ def source_kind(where: str) -> str:
         SourceError: it is of no kind, or there is nothing.
         StorageError: the storage does not answer.
     """
-    name = expand_pattern(where)[0] if _is_pattern(where) else where
-    if name.endswith(_COMPRESSED):
+    name = expand_pattern(where)[0] if names_many(where) else where
+    if name.endswith(COMPRESSED_TARS):
         raise SourceError(
             f"{readable(where)} is a compressed archive, in which samples have no place; unpack it to a .tar first"
         )
     if name.endswith(".tar"):
         return "webdataset"
-    if name.endswith(".parquet") and (_is_pattern(where) or is_file(where)):
+    if name.endswith(".parquet") and (names_many(where) or is_file(where)):
         from feeder.shards.sources.parquet import holds_images
 
         if holds_images(name):
             return "parquet"
-    if name.endswith(LIST_EXTENSIONS) and not _is_pattern(where) and is_file(where):
+    if name.endswith(LIST_EXTENSIONS) and not names_many(where) and is_file(where):
         return "list"
-    if _is_pattern(where):
+    if names_many(where):
         raise SourceError(
             f"the pattern {readable(where)} stands for files like {readable(name)}; expected .tar archives, or "
             ".parquet files with images"
@@ -194,12 +196,12 @@ def source_files(where: str, extension: str) -> tuple[list[str], str]:
         SourceError: a folder without such files, or a pattern that names one twice.
         StorageError: a folder cannot be listed.
     """
-    if _is_pattern(where):
+    if names_many(where):
         files = [file if is_remote(file) else os.path.abspath(local_path(file)) for file in expand_pattern(where)]
         if len(set(files)) < len(files):
             twice = next(file for file in files if files.count(file) > 1)
             raise SourceError(f"the pattern {readable(where)} names {readable(twice)} more than once; name it once")
-        return files, _common_folder(files)
+        return files, common_folder(files)
     if where.endswith(extension) and (is_remote(where) or not os.path.isdir(where)):
         return [where], where.rpartition("/")[0] or "/"
     names = find_remote(where) if is_remote(where) else find_local(where)
@@ -209,10 +211,10 @@ def source_files(where: str, extension: str) -> tuple[list[str], str]:
     return files, where
 
 
-def _common_folder(files: list[str]) -> str:
-    folders = [file.split("/")[:-1] for file in files]
-    length = next(
-        (length for length, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1),
-        min(map(len, folders)),
-    )
-    return "/".join(folders[0][:length]) or "/"
+def common_folder(paths: Sequence[str]) -> str:
+    """Return the folder above all absolute paths or URLs; of URLs without a common bucket, it is none of theirs."""
+    first, last = min(paths).split("/"), max(paths).split("/")  # what these share, all others do
+    shared = 0
+    while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]:
+        shared += 1
+    return "/".join(first[:shared]) or "/"

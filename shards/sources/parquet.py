@@ -2,7 +2,8 @@
 
 Images lie compressed within pages, where no place can point at. So their bytes are copied once, in order, into one
 uncompressed temporary file, the *spool*, and places point into that; whoever gave its place removes it after the build.
-Where a row has no bytes but a path, the place is that file, relative to the Parquet file's folder.
+Where a row has no bytes but a path, the place is that file, relative to the Parquet file's folder. A path that leads
+out of that folder makes a bad sample: such files come from anywhere, and must not name any file of this machine.
 
 ``huggingface`` in the schema's metadata tells which column is the image and what classes a ``ClassLabel`` has. Other
 columns with images, and columns of bytes, are stored fields; the rest follows `feeder.shards.sources.columns`. Files of
@@ -36,7 +37,7 @@ from feeder.shards.sources.lists import clean_key, cut_by_column, list_labels, p
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.sources.webdataset import cut_by_file
 from feeder.shards.storage import is_remote, local_path
-from feeder.shards.table import Places, SampleTable
+from feeder.shards.table import FORBIDDEN, Places, SampleTable
 
 _BINARY_IMAGES = frozenset({"image", "img", "jpg", "jpeg", "png", "webp"})  # names of columns of bytes that are images
 _ROWS = 64  # decoded at a time: images of a few MiB each must fit
@@ -259,14 +260,23 @@ class _SpooledColumn:
         sizes, offsets = np.concatenate(self._sizes), np.concatenate(self._offsets)
         paths = self.path_column()
         outside = np.flatnonzero((sizes == ABSENT) & np.asarray(paths.is_valid()))
+        named = paths.take(pa.array(outside)).to_pylist()
         wheres = [
-            joined(files[int(numbers[row])].rpartition("/")[0], path)
-            for row, path in zip(outside.tolist(), paths.take(pa.array(outside)).to_pylist(), strict=True)
+            joined(files[int(numbers[row])].rpartition("/")[0], path) if _is_inside(path) else path
+            for row, path in zip(outside.tolist(), named, strict=True)
         ]
-        sizes[outside], offsets[outside] = file_sizes("/", wheres), 0
+        found = file_sizes(
+            "/", (where if _is_inside(path) else None for where, path in zip(wheres, named, strict=True)), FORBIDDEN
+        )
+        sizes[outside], offsets[outside] = found, 0
         which = np.zeros(len(sizes), np.int64)
         which[outside] = 1 + np.arange(len(outside))
         return Places(files=PathTable([spool, *wheres]), sizes=sizes, numbers=which, offsets=offsets)
+
+
+def _is_inside(path: str) -> bool:
+    """Say whether a path leads nowhere but below the folder of its Parquet file, whoever wrote that."""
+    return not (is_remote(path) or path.startswith(("/", "file://")) or ".." in path.split("/"))
 
 
 def _sniffed(data: bytes) -> int:

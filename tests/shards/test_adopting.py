@@ -1,18 +1,22 @@
 """Adopting data in place: the same ids, pixels and fields as a build, nothing rewritten, and what is refused."""
 
+import dataclasses
 import gzip
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,10 +25,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder.shards import adopting, shard_table
+from feeder.shards.adoptable import find_adoptable
 from feeder.shards.adopting import adopt
+from feeder.shards.destinations import lease
+from feeder.shards.destinations.remote import RemoteDestination
 from feeder.shards.errors import DestinationError, SourceError
 from feeder.shards.manifest import Manifest, load_manifest
 from feeder.shards.reading import open_dataset
+from feeder.shards.sequential import SequentialShard
 from feeder.shards.sources import SourceOptions, open_source
 from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build, build_tables
@@ -514,7 +522,9 @@ def test_two_at_one_destination_do_not_meet(image_folder: Path, tmp_path: Path) 
     tars = write_webdataset(tmp_path / "tars", image_folder)
 
     def start(shards: int, size_bytes: int) -> Callable[[int, int], None]:
-        with pytest.raises(DestinationError, match=f"destination {tmp_path}/out is in use by another build; wait"):
+        with pytest.raises(
+            DestinationError, match=f"destination {tmp_path}/out is in use by another process of shardfeed; wait"
+        ):
             adopt(tars, tmp_path / "out")
         return lambda done, done_bytes: None
 
@@ -673,3 +683,111 @@ def test_shards_that_vanish_or_are_not_as_long_as_the_index_says(tmp_path: Path)
     with pytest.raises(SourceError) as caught:
         adopt(folder, tmp_path / "out")
     assert str(caught.value) == f"{shard} is missing; {next_step}"
+
+
+def test_a_member_of_any_size_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    read = SequentialShard.read
+
+    def watched(shard: SequentialShard, offset: int, size: int) -> bytes:
+        asked.append(size)
+        return read(shard, offset, size)
+
+    monkeypatch.setattr(SequentialShard, "read", watched)
+    photo = encoded(0) + bytes(3 << 20)  # what follows an image counts as its bytes
+    profile = b"\xff\xef\xff\xff" + bytes(0xFFFD)  # the largest segment before the frame header, of which many may be
+    late = encoded(1)[:2] + 20 * profile + encoded(1)[2:]
+    video = bytes(range(256)) * (20 << 10)
+    text = b"x" * (1 << 20)  # the largest value of an index
+    members = [("a.jpg", photo), ("a.mp4", video), ("a.txt", text), ("b.jpg", late), ("b.txt", b""), ("b.mp4", b"")]
+    write_tar(tmp_path / "data" / "a.tar", members)
+    adopt(tmp_path / "data", tmp_path / "out")
+    assert sorted(size for size in asked if size > 1 << 20) == [len(late)]
+    assert_whole(tmp_path / "out")
+    rows, images = open_dataset(tmp_path / "out").read(np.arange(2))
+    assert (images, list(rows.formats)) == ([photo, late], ["jpeg", "jpeg"])
+    assert values(tmp_path / "out", "caption") == [text.decode(), ""]
+
+
+@pytest.fixture(params=["memory", "s3"])
+def store(request: pytest.FixtureRequest) -> str:
+    """A place behind a URL that holds ``data/a/0.tar`` and ``data/b/1.tar``, and ``more/0.tar``."""
+    if request.param == "memory":
+        url = f"memory://{uuid.uuid4().hex}"
+    else:
+        bucket: S3Bucket = request.getfixturevalue("s3_bucket")
+        url = bucket.url
+    folder = Path(request.getfixturevalue("tmp_path"), "store")
+    for number, name in enumerate(("data/a/0.tar", "data/b/1.tar", "more/0.tar")):
+        write_tar(folder / name, [(f"{number}.jpg", encoded(number))])
+        RemoteDestination(url).put(name, (folder / name).read_bytes())
+    return url
+
+
+def names_in(url: str) -> set[str]:
+    files, root = fsspec.url_to_fs(url)
+    files.invalidate_cache()
+    return {path.removeprefix(f"{root}/") for path in files.find(root)}
+
+
+def test_two_at_one_destination_behind_a_url_do_not_meet(store: str) -> None:
+    out = f"{store}/out"
+
+    def start(shards: int, size_bytes: int) -> Callable[[int, int], None]:
+        with pytest.raises(DestinationError, match=f"^destination {out} is in use by another process of shardfeed"):
+            adopt(f"{store}/more", out)
+        return lambda done, done_bytes: None
+
+    adopt(f"{store}/data", out, start=start)
+    assert names_in(out) == {"manifest.json", "a/0.idx.arrow", "b/1.idx.arrow"}
+    assert_whole(out)
+    with pytest.raises(DestinationError, match=f"^destination {out} holds a dataset already"):
+        adopt(f"{store}/more", out)
+    assert names_in(out) == {"manifest.json", "a/0.idx.arrow", "b/1.idx.arrow"}
+
+
+@pytest.mark.parametrize("dest", ["out", "data"])
+def test_an_adoption_behind_a_url_that_failed_is_done_again(
+    store: str, dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, before = f"{store}/{dest}", names_in(store)
+    put = RemoteDestination.put
+
+    def failing(folder: RemoteDestination, name: str, data: bytes) -> None:
+        if name == fails_at:
+            raise DestinationError(f"cannot write {name}")
+        put(folder, name, data)
+
+    monkeypatch.setattr(RemoteDestination, "put", failing)
+    for fails_at in ("a/0.idx.arrow", "manifest.json"):
+        with pytest.raises(DestinationError, match=f"^cannot write {fails_at}$"):
+            adopt(f"{store}/data", out)
+        assert (names_in(store) == before) == (fails_at == "a/0.idx.arrow")  # where nothing was written, nothing stays
+    if dest == "out":
+        with pytest.raises(DestinationError, match=f"^destination {out} is not empty: it holds [ab]/"):
+            adopt(f"{store}/more", out)
+    fails_at = ""
+    adopt(f"{store}/data", out)
+    assert names_in(store) == before | {
+        f"{dest}/{name}" for name in ("manifest.json", "a/0.idx.arrow", "b/1.idx.arrow")
+    }
+    assert_whole(out)
+
+
+def test_an_adoption_that_lost_its_destination_writes_no_more(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(shards: int, size_bytes: int) -> Callable[[int, int], None]:
+        monkeypatch.setattr(lease, "STALE_S", -1.0)
+        return lambda done, done_bytes: None
+
+    with pytest.raises(DestinationError, match="was taken over by another process of shardfeed, because this one gave"):
+        adopt(f"{store}/data", f"{store}/out", start=start)
+    assert names_in(f"{store}/out") == set()
+
+
+def test_the_paths_of_an_image_folder_are_held_once(image_folder: Path, tmp_path: Path) -> None:
+    """Not once more, as texts, in what waits for its turn."""
+    (split,) = find_adoptable([image_folder], SourceOptions())
+    jobs = list(adopting._jobs(split, tmp_path))
+    (table,) = open_source(image_folder)
+    assert [path for job in jobs for path in job.task().paths] == list(table.names)
+    assert max(len(pickle.dumps(dataclasses.replace(job, split=None))) for job in jobs) < 500

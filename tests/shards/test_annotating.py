@@ -131,8 +131,7 @@ def test_overwriting_needs_to_be_asked_for(dataset: Path) -> None:
         ({"key": ["a"], "label": [1]}, {"replace": True},
          "'label' of {} is part of its shards and cannot be replaced by an annotation; rename the column, or choose"),
         ({"key": ["a"], "image": [1]}, {"replace": True}, "'image' of {} is part of its shards and cannot be replaced"),
-        ({"key": ["a"], "mask.size": [1]}, {}, "column 'mask.size' of the table cannot be a field: expected letters, "),
-        ({"key": ["a"], "image.x": [1]}, {}, "'image.x' of {} is part of its shards and cannot be replaced"),
+        ({"key": ["a"], "image.width": [1]}, {}, "'image.width' of {} is part of its shards and cannot be replaced"),
     ],
 )  # fmt: skip
 def test_tables_that_do_not_fit(

@@ -107,7 +107,7 @@ def test_two_builders_at_one_destination(source: Path, tmp_path: Path, s3_bucket
     build(source, tmp_path / "local", OPTIONS)
 
     def start(total: int) -> Callable[..., None]:
-        with pytest.raises(DestinationError, match=f"^destination {url} is in use by another build "):
+        with pytest.raises(DestinationError, match=f"^destination {url} is in use by another process of shardfeed "):
             build(source, url, OPTIONS)
         return lambda samples, size_bytes: None
 

@@ -133,7 +133,7 @@ class TestLocal(DestinationContract):
     def test_workers_of_a_build_that_gave_up_are_refused(self, tmp_path: Path) -> None:
         with claim_destination(tmp_path / "out", SOURCE) as claim:
             pass
-        with pytest.raises(DestinationError, match="is in use by another build"):
+        with pytest.raises(DestinationError, match="is in use by another process of shardfeed"):
             claim.folder.hold()
 
     def test_a_destination_that_cannot_be_written_is_seen_at_a_look(self, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ class TestS3(DestinationContract):
         for own in leases:
             own.give_up()
         assert outcomes.count("won") == 1
-        assert sum("is in use by another build" in outcome for outcome in outcomes) == 7
+        assert sum("is in use by another process of shardfeed" in outcome for outcome in outcomes) == 7
 
 
 def marker_of(url: str) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def test_the_owner_is_named(store: str, monkeypatch: pytest.MonkeyPatch) -> None
     with held(store, monkeypatch), pytest.raises(DestinationError) as caught:
         claim_destination(store, SOURCE).__enter__()
     words = str(caught.value)
-    assert words.startswith(f"destination {store} is in use by another build (process {os.getpid()} on ")
+    assert words.startswith(f"destination {store} is in use by another process of shardfeed (process {os.getpid()} on ")
     assert words.endswith(
         " s ago; if it was killed, its place is free after 300 s); wait until it has finished, or choose another "
         "destination"
@@ -311,8 +311,8 @@ def test_a_lease_without_a_sign_of_life_is_taken_over_and_its_owner_stops(
             with pytest.raises(DestinationError) as caught:
                 other.check()
             assert str(caught.value) == (
-                f"destination {store} was taken over by another build, because this one gave no sign of life for 300 "
-                "s; wait until that has finished"
+                f"destination {store} was taken over by another process of shardfeed, because this one gave no "
+                "sign of life for 300 s; wait until that has finished"
             )
             claim.check()
             other.give_up()

@@ -295,7 +295,10 @@ def test_changes_of_a_dataset_behind_a_url(dataset: Path, s3_bucket: S3Bucket, t
     assert load_manifest(url) == load_manifest(local)
     assert content(url) == content(local)
     assert content(f"{url}/generations/000000.json") == content(local / "generations" / "000000.json")
-    with change_dataset(url), pytest.raises(DestinationError, match=f"^destination {url} is in use by another build"):
+    with (
+        change_dataset(url),
+        pytest.raises(DestinationError, match=f"^destination {url} is in use by another process of shardfeed"),
+    ):
         drop(url, KEYS[1:])
     for place in (url, local):
         drop(place, KEYS[1:], purge=True)

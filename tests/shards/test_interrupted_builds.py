@@ -246,7 +246,8 @@ def test_two_builders_at_one_destination(source: Path, tmp_path: Path) -> None:
         with pytest.raises(DestinationError) as caught:
             build(source, out)
         assert str(caught.value) == (
-            f"destination {out} is in use by another build; wait until it has finished, or choose another destination"
+            f"destination {out} is in use by another process of shardfeed; wait until it has finished, or choose "
+            "another destination"
         )
         return lambda samples, size_bytes: None
 
@@ -303,7 +304,9 @@ def test_a_builder_that_comes_at_the_same_moment_is_told(
             return real(path, *arguments, **options)
 
         monkeypatch.setattr(os, "open", open_late)
-        with pytest.raises(DestinationError, match="is in use by another build; wait until it has finished"):
+        with pytest.raises(
+            DestinationError, match="is in use by another process of shardfeed; wait until it has finished"
+        ):
             build(source, out)
 
 

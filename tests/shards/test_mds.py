@@ -17,7 +17,6 @@ from feeder.shards.mds import (
     mds_fields,
     read_mds_index,
     sample_key,
-    sample_name,
     walk_mds,
 )
 from feeder.shards.storage import open_folder
@@ -112,7 +111,6 @@ def test_what_columns_become(tmp_path: Path) -> None:
 
 
 def test_names_and_keys_tell_shard_and_row() -> None:
-    assert sample_name("a/shard.00003.mds", 12) == "a/shard.00003.mds/000012"
     assert sample_key("a/shard.00003.mds", 12) == "a/shard-00003/000012"
 
 

@@ -74,12 +74,6 @@ def test_two_members_of_one_field_are_refused() -> None:
 def test_names_of_fields() -> None:
     assert field_name("aesthetic score") == "aesthetic_score"
     assert field_name("é..x") == "_._.x"
-    assert [field_name(name) for name in ("mask.size", "a.b.format", "width", "a.widths")] == [
-        "mask_size",
-        "a.b_format",
-        "width",
-        "a.widths",
-    ]
     assert [field_name(name) for name in ("id", "key", "source", "scalars")] == ["id_", "key_", "source_", "scalars_"]
 
 

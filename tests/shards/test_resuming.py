@@ -258,7 +258,9 @@ def test_two_go_on_at_once_and_one_is_told(source: Path, tmp_path: Path) -> None
 
     def start(total: int) -> Callable[..., None]:
         for restart in (False, True):
-            with pytest.raises(DestinationError, match=f"^destination {out} is in use by another build; wait until"):
+            with pytest.raises(
+                DestinationError, match=f"^destination {out} is in use by another process of shardfeed; wait until"
+            ):
                 build(source, out, OPTIONS, restart=restart)
         return lambda samples, size_bytes: None
 

@@ -125,10 +125,10 @@ def test_texts_of_parquet_may_be_dictionaries(root: Path) -> None:
 
 def test_columns_named_like_those_of_indexes(root: Path) -> None:
     write_image(root / "a.jpg")
-    (root / "l.csv").write_text("path,image.width,images.offset,a.b\na.jpg,1,2,3\n")
+    (root / "l.csv").write_text("path,image.width,box.offset,box.size\na.jpg,1,2,3\n")
     build(root / "l.csv", root / "set")
     reader = open_dataset(root / "set")
-    assert list(reader.manifest.fields) == ["image", "image_width", "images_offset", "a.b"]
+    assert list(reader.manifest.fields) == ["image", "image.width_", "box.offset", "box.size"]
     assert [reader.values(np.arange(1), name) for name in list(reader.manifest.fields)[1:]] == [[1], [2], [3]]
 
 
@@ -278,8 +278,6 @@ SENTENCES = {
         "l.jsonl",
         '{"path": "a.jpg", "path": "b.jpg"}\n',
     ): "ROOT/l.jsonl has an object that gives 'path' twice, from line 1 on; give it once",
-    ("l.csv", "path,mask.size,mask_size\na.jpg,1,2\n"): "the columns 'mask.size' and 'mask_size' of ROOT/l.csv would "
-    "both be the field 'mask_size'; rename one of them, or choose the columns to keep with --columns",
     ("l.jsonl", '{"path": "a.jpg"}\n\n{"path" "b.jpg"}\n'): "ROOT/l.jsonl cannot be read in line 3: Expecting ':' "
     'delimiter: line 1 column 9 (char 8); expected one JSON object a line, such as {"path": "a.jpg", "label": "cat"}',
     (
@@ -365,3 +363,10 @@ def test_any_path_has_a_key(tmp_path_factory: pytest.TempPathFactory, paths: lis
     (table,) = open_source(folder / "l.parquet")
     assert list(table.names) == paths
     assert all(KEY.fullmatch(table.key(row)) for row in range(len(table)))
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_json_lines_without_any_have_no_rows(root: Path, text: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        scan(root / "list.jsonl", text)
+    assert str(caught.value) == f"{root}/list.jsonl has no rows; expected one sample a row"

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from feeder.errors import ConfigError
-from feeder.shards.errors import DestinationError, SourceError
+from feeder.shards.errors import BadImageError, DestinationError, SourceError
 from feeder.shards.fetching import fetch
 from feeder.shards.fields import LABEL, Field
 from feeder.shards.sources import SourceOptions, open_source
-from feeder.shards.table import UNREADABLE
+from feeder.shards.table import FORBIDDEN, UNREADABLE
 from tests.images import encoded
 from tests.servers.s3_server import S3Bucket
 
@@ -163,3 +163,22 @@ def test_sentences(tmp_path: Path) -> None:
     empty = write(tmp_path / "e.parquet", 0)
     with pytest.raises(SourceError, match="no samples in .*: its 1 Parquet files have no rows"):
         open_source(empty, spool=tmp_path / "spool")
+
+
+def test_a_path_within_parquet_leads_nowhere_but_below_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(encoded(9))
+    for name in ("data/a.jpg", "data/sub/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(1))
+    outside = [str(tmp_path / "secret.jpg"), "../secret.jpg", "sub/../../secret.jpg", f"file://{tmp_path}/secret.jpg"]
+    paths = ["a.jpg", "sub/b.jpg", "gone.jpg", *outside, "memory://secret.jpg"]
+    images = pa.array([{"bytes": None, "path": path} for path in paths], IMAGE)
+    pq.write_table(pa.table({"image": images}), tmp_path / "data" / "a.parquet")
+    (table,) = open_source(tmp_path / "data" / "a.parquet", SourceOptions(kind="parquet"), spool=tmp_path / "spool")
+    assert table.stored["image"].sizes[2:].tolist() == [UNREADABLE] + [FORBIDDEN] * 5
+    fetched = [sample["image"] for sample in fetch(table)]
+    assert fetched[:2] == [encoded(1)] * 2
+    assert [str(image) for image in fetched[3:]] == [
+        f"its path {path!r} leads out of the folder of the file that names it" for path in [*outside, paths[-1]]
+    ]
+    assert {image.cause for image in fetched[2:] if isinstance(image, BadImageError)} == {"unreadable"}

@@ -5,6 +5,7 @@ import io
 import random
 import subprocess
 import tarfile
+from itertools import islice
 from pathlib import Path
 
 import fsspec
@@ -194,3 +195,16 @@ def test_reading_behind_a_url_skips_large_contents(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(type(filesystem), "cat_ranges", counting)
     assert [member.size for member in walked("memory://walk/a.tar")] == [5 << 20] * 4
     assert sum(asked) <= 5 << 20
+
+
+@pytest.mark.parametrize("size", [b"-0000001001\0", b"+0000000001\0", b"0_000000001\0", b"00000000008\0"])
+def test_a_size_that_is_not_octal_digits_is_damage(tmp_path: Path, size: bytes) -> None:
+    data = bytearray(packed({"a.jpg": b"x"}))
+    data[124:136] = size
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + sum(data[156:512]) + 8 * ord(" "))
+    (tmp_path / "a.tar").write_bytes(data)
+    with (
+        open_tar(str(tmp_path / "a.tar")) as file,
+        pytest.raises(DamagedArchiveError, match="the header at byte 0 is damaged"),
+    ):
+        list(islice(walk_tar(file), 3))  # a negative size led back to the same header, for ever

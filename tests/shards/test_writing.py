@@ -179,7 +179,7 @@ def test_a_source_that_changes_meanwhile_is_refused(image_folder: Path, tmp_path
         last.write_bytes(last.read_bytes() + b"more")
         return lambda samples, size_bytes: None
 
-    with pytest.raises(SourceError, match=r"cat-11.jpg changed while the dataset was built: it had \d+ bytes and now"):
+    with pytest.raises(SourceError, match=r"cat-11.jpg changed while it was read: it had \d+ bytes and now"):
         build(image_folder, tmp_path / "out", start=start)
     assert not (tmp_path / "out").exists()
 
@@ -192,8 +192,7 @@ def test_a_file_that_vanishes_meanwhile_is_no_bad_image(image_folder: Path, tmp_
     with pytest.raises(SourceError) as caught:
         build(image_folder, tmp_path / "out", start=start)
     assert str(caught.value) == (
-        f"{image_folder}/cat/cat-11.jpg vanished while the dataset was built; run the build again when the source is "
-        "at rest"
+        f"{image_folder}/cat/cat-11.jpg vanished while it was read; run the command again when the source is at rest"
     )
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,52 @@
+"""Fetching remote samples: together, but never more bytes than fit into memory beside each other."""
+
+import fsspec
+import numpy as np
+import pytest
+
+from feeder.shards import fetching
+from feeder.shards.errors import BadImageError
+from feeder.shards.fetching import fetch
+from feeder.shards.fields import Field
+from feeder.shards.images import MAX_IMAGE_BYTES
+from feeder.shards.names import PathTable
+from feeder.shards.storage import read_url_ranges
+from feeder.shards.table import Places, SampleTable
+
+
+def remote_table(contents: list[bytes], sizes: list[int]) -> SampleTable:
+    """Return a table of objects in memory, which have some contents and are said to have some sizes."""
+    files = fsspec.filesystem("memory")
+    for number, content in enumerate(contents):
+        files.pipe_file(f"/fetching/{number}", content)
+    names = PathTable(str(number) for number in range(len(contents)))
+    return SampleTable(
+        root="memory://fetching",
+        names=names,
+        labels=np.full(len(contents), -1, np.int64),
+        fields={"image": Field(type="image")},
+        stored={"image": Places(files=names, sizes=np.array(sizes, np.int64))},
+    )
+
+
+def test_what_is_fetched_together_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def watched(ranges: list[tuple[str, int, int]]) -> list[bytes]:
+        asked.append([size for _, _, size in ranges])
+        return read_url_ranges(ranges)
+
+    monkeypatch.setattr(fetching, "read_url_ranges", watched)
+    monkeypatch.setattr(fetching, "_FETCHED_BYTES", 100)
+    contents = [bytes(size) for size in (60, 40, 1, 300, 100, 0, 0)] + [bytes(1)] * 101
+    table = remote_table(contents, [len(content) for content in contents])
+    assert [sample["image"] for sample in fetch(table)] == contents
+    assert asked[:3] == [[60, 40], [1], [300]]
+    assert asked[3:] == [[100, 0, 0], [1] * 64, [1] * 37]
+
+
+def test_what_is_too_large_is_not_fetched() -> None:
+    table = remote_table([b"a", b"b"], [1, MAX_IMAGE_BYTES + 1])
+    first, second = fetch(table)
+    assert first["image"] == b"a"
+    assert isinstance(second["image"], BadImageError)
