@@ -13,20 +13,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 
-from feeder.shards.columns import ColumnWriter, column_runs, consolidated_types, place_columns
+from feeder.shards.columns import (
+    BATCH_BYTES,
+    MAX_RUN,
+    ColumnWriter,
+    column_runs,
+    consolidated_types,
+    place_columns,
+)
 from feeder.shards.errors import SourceError
 from feeder.shards.field_names import check_field_names
 from feeder.shards.fields import FIELD_NAME, RESERVED, Field
 from feeder.shards.generations import Change, change_dataset
+from feeder.shards.index import COLUMN_TYPES
+from feeder.shards.loading import load_index
 from feeder.shards.manifest import ColumnFile, Manifest
-from feeder.shards.reading import load_index
-from feeder.shards.storage import open_folder
+from feeder.shards.sources.columns import combined, value_column
+from feeder.shards.sources.list_files import EXTENSIONS, read_list
 
-_EXTENSIONS = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None, ".parquet": None}
 _NAMED = 3  # keys in a sentence
 
 
@@ -79,14 +84,15 @@ def annotate(
     with change_dataset(dataset) as change:
         manifest = change.parent
         keys = _keys(rows, on, consolidated_types(manifest.fields).get(on), name, change)
-        values = {column: _values(rows, column, name) for column in _chosen(rows, on, columns, name)}
-        _refuse_existing(change, list(values), replace=replace)
+        typed = {column: _typed(rows, column, name) for column in _chosen(rows, on, columns, name)}
+        _refuse_existing(change, list(typed), replace=replace)
         counts = _Counts(seen=np.zeros(len(keys), np.bool_))
-        kinds = {column: field_type(array.type) for column, array in values.items()}
+        kinds = {column: kind for column, (kind, _) in typed.items()}
+        values = {column: array for column, (_, array) in typed.items()}
         added = {column: Field(type=kind) for column, kind in kinds.items()}
         check_field_names({**manifest.fields, **added}, change.folder.url, manifest.format)
         _refuse_other_types(change, kinds, name)
-        written = place_columns(change.out, lambda place: _write(change, on, keys, values, counts, place))
+        written = place_columns(change.out, lambda place: _write(change, on, keys, kinds, values, counts, place))
         unknown = int(len(keys) - counts.seen.sum())
         if unknown and strict:
             examples = keys.filter(pa.array(~counts.seen)).slice(0, _NAMED).to_pylist()
@@ -119,45 +125,13 @@ def read_table(path: str | os.PathLike[str], on: str = "key") -> pa.Table:
     """Read a table from a CSV, TSV, JSON lines or Parquet file; in CSV and TSV the column `on` is read as text.
 
     Raises:
-        SourceError: no such file, an extension that says nothing, or a file that is no table.
+        SourceError: an extension that says nothing, or what `feeder.shards.sources.list_files.read_list` refuses.
+        StorageError: the storage does not give the bytes.
     """
     text = os.fspath(path)
-    extension = os.path.splitext(text)[1].lower()
-    if extension not in _EXTENSIONS:
-        raise SourceError(f"{text} is no table by its name; expected one that ends in {', '.join(_EXTENSIONS)}")
-    above, _, name = text.rpartition("/")
-    try:
-        data = pa.py_buffer(open_folder(above or ("/" if text.startswith("/") else ".")).read(name))
-    except FileNotFoundError as error:
-        raise SourceError(f"no such table: {text}") from error
-    try:
-        if extension == ".parquet":
-            return pyarrow.parquet.read_table(pa.BufferReader(data))
-        if (separator := _EXTENSIONS[extension]) is None:
-            return pyarrow.json.read_json(pa.BufferReader(data))
-        return pyarrow.csv.read_csv(
-            pa.BufferReader(data),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={on: pa.string()}, strings_can_be_null=False),
-        )
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise SourceError(f"table {text} cannot be read: {error}; correct it, or write it as Parquet") from error
-
-
-def field_type(kind: pa.DataType) -> str:
-    """Return the type of a field for values of an Arrow type; `TypeError` where there is none."""
-    if pa.types.is_boolean(kind):
-        return "bool"
-    if pa.types.is_integer(kind):
-        return "int64"
-    if pa.types.is_floating(kind):
-        return "float64"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "string"
-    raise TypeError(f"no field is made of {kind}")
-
-
-_TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+    if not text.endswith(EXTENSIONS):
+        raise SourceError(f"{text} is no table by its name; expected one that ends in {', '.join(EXTENSIONS)}")
+    return read_list(text, as_text=(on,))
 
 
 def _keys(rows: pa.Table, on: str, kind: pa.DataType | None, name: str, change: Change) -> pa.Array:
@@ -168,9 +142,12 @@ def _keys(rows: pa.Table, on: str, kind: pa.DataType | None, name: str, change: 
         )
     if on not in rows.column_names:
         raise SourceError(f"{name} has no column {on!r}; it has {', '.join(rows.column_names)}; name one with --on")
-    keys = _plain(rows.column(on))
+    given = rows.column(on)
+    if pa.types.is_dictionary(given.type):
+        given = given.cast(given.type.value_type)
+    keys = combined(given)
     try:
-        keys = keys.cast(kind)
+        keys = keys if pa.types.is_large_string(keys.type) and pa.types.is_string(kind) else keys.cast(kind)
     except pa.ArrowException as error:
         raise SourceError(f"column {on!r} of {name} has the type {keys.type}, expected {kind}: {error}") from error
     if keys.null_count:
@@ -180,13 +157,6 @@ def _keys(rows: pa.Table, on: str, kind: pa.DataType | None, name: str, change: 
         twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0].as_py()
         raise SourceError(f"{name} has {on} {twice!r} more than once; keep one row of each")
     return keys
-
-
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column in one piece, a dictionary spelled out."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _chosen(rows: pa.Table, on: str, columns: Sequence[str] | None, name: str) -> list[str]:
@@ -207,16 +177,10 @@ def _chosen(rows: pa.Table, on: str, columns: Sequence[str] | None, name: str) -
     return chosen
 
 
-def _values(rows: pa.Table, column: str, name: str) -> pa.Array:
-    """Return a column of a table as a field has it."""
-    values = _plain(rows.column(column))
-    try:
-        return values.cast(_TYPES[field_type(values.type)])
-    except (TypeError, pa.ArrowException) as error:
-        raise SourceError(
-            f"column {column!r} of {name} has the type {values.type}, which is not text, a number or a truth value of "
-            "64 bits or less; convert it, or choose others with --columns"
-        ) from error
+def _typed(rows: pa.Table, column: str, name: str) -> tuple[str, pa.Array]:
+    """Return the type of the field that a column of a table becomes, and its values."""
+    kind, values = value_column(column, rows.column(column), name)
+    return kind, combined(values)
 
 
 def _refuse_existing(change: Change, columns: list[str], *, replace: bool) -> None:
@@ -249,16 +213,33 @@ def _refuse_other_types(change: Change, kinds: Mapping[str, str], name: str) -> 
 
 
 def _write(
-    change: Change, on: str, keys: pa.Array, values: Mapping[str, pa.Array], counts: _Counts, place: Path
+    change: Change,
+    on: str,
+    keys: pa.Array,
+    kinds: Mapping[str, str],
+    values: Mapping[str, pa.Array],
+    counts: _Counts,
+    place: Path,
 ) -> dict[str, ColumnFile]:
     """Write the new columns, in the order of the samples, and count."""
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(ColumnWriter(name, array.type, place)) for name, array in values.items()]
+        writers = {
+            name: stack.enter_context(ColumnWriter(name, COLUMN_TYPES[kind], place)) for name, kind in kinds.items()
+        }
+        at_once = {name: _rows_at_once(array) for name, array in values.items()}
         for run in column_runs(change.parent, change.folder, on, len(keys)):
-            found = pc.index_in(run, value_set=keys)
+            found = pc.index_in(run.cast(keys.type), value_set=keys)
             there = found.drop_null()
             counts.seen[there.to_numpy(zero_copy_only=False)] = True
             counts.matched += len(there)
-            for writer in writers:
-                writer.append(values[writer.name].take(found))
-        return {writer.name: writer.finish() for writer in writers}
+            for name, writer in writers.items():
+                for start in range(0, len(found), at_once[name]):
+                    writer.append(values[name].take(found.slice(start, at_once[name])))
+        return {name: writer.finish() for name, writer in writers.items()}
+
+
+def _rows_at_once(values: pa.Array) -> int:
+    """Return how many values can be taken into one array: positions in one of strings have 32 bits."""
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return MAX_RUN
+    return max(1, BATCH_BYTES // max(1, pc.max(pc.binary_length(values)).as_py() or 0))

@@ -1,15 +1,15 @@
 """Adding samples to a dataset: new shards behind those it has, of the same format and with the same settings.
 
 New shards are numbered on; the samples of the source are shuffled among themselves with the dataset's seed, if it was
-shuffled. New classes get numbers behind those that there are. The source has the fields that the shards have; columns
-that were added later by an annotation are missing for the new samples.
+shuffled. Classes are told by their names; new ones get numbers behind those that there are. The source has the fields
+that the shards have; columns that were added later by an annotation are missing for the new samples.
 """
 
 import contextlib
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ from feeder.shards.formats import SHARD_FORMATS, shard_name
 from feeder.shards.generations import Change, change_dataset
 from feeder.shards.index import ShardIndex
 from feeder.shards.manifest import Manifest
+from feeder.shards.names import readable
 from feeder.shards.packing import Advance, ShardTask, WrittenShard, no_progress
-from feeder.shards.planning import plan_shards
+from feeder.shards.planning import plan_shards, refuse_clashes
 from feeder.shards.reading import load_index
 from feeder.shards.recoding import NO_RULES, ImageRules, Resize
 from feeder.shards.shard_table import ShardTable, shard_table
+from feeder.shards.sources.columns import combined
 from feeder.shards.table import SampleTable
 from feeder.shards.workers import write_shards
 from feeder.shards.writing import SHARDS_PER_WORKER, BuildOptions
@@ -85,7 +87,8 @@ def append(
 
     Raises:
         ConfigError: options that cannot be.
-        SourceError: other fields than the dataset's, keys that it has, or too many bad images.
+        SourceError: other fields than the dataset's, classes that are numbers in one and have names in the other, keys
+            that the dataset has or the source has twice, or too many bad images.
         DestinationError: another process is changing the dataset, or it cannot be written.
         StorageError: the source, or the machine or the mount that holds it, fails.
     """
@@ -166,12 +169,41 @@ def _aligned(change: Change, table: SampleTable) -> SampleTable:
             f"{table.root} has the fields {_listed(got)}, but the shards of {change.folder.url} have "
             f"{_listed(wanted)}: they differ in {difference!r}; append samples with the same fields"
         )
+    classes = table.classes or tuple(map(str, range(int(table.labels.max(initial=-1)) + 1)))  # numbers without names
+    _refuse_other_classes(change, table, classes)
     numbers = {name: number for number, name in enumerate(manifest.classes)}
-    for name in table.classes:
+    for name in classes if table.classes or manifest.classes else ():
         numbers.setdefault(name, len(numbers))
-    mapped = np.array([numbers[name] for name in table.classes] + [-1], np.int64)  # label −1 is the last one
-    labels = mapped[table.labels] if table.classes else table.labels
+    mapped = np.array([numbers[name] for name in classes] + [-1], np.int64)  # label −1 is the last one
+    labels = mapped[table.labels] if numbers else table.labels
     return dataclasses.replace(table, split=None, fields=fields, labels=labels, classes=tuple(numbers))
+
+
+def _refuse_other_classes(change: Change, table: SampleTable, classes: Sequence[str]) -> None:
+    """Raise `SourceError` if classes are numbers in the source and have names in the dataset, or the other way round.
+
+    Which number belongs to which name is nothing that could be guessed: 0 and 1 would become new classes "0" and "1".
+    """
+    there = change.parent.classes
+    if _numbers(classes) and there and not any(map(str.isdecimal, there)):
+        raise SourceError(
+            f"the labels of {readable(table.root)} are numbers ({_some(classes)}), but the classes of "
+            f"{change.folder.url} have names ({_some(there)}); give names instead, or a file with the name of each "
+            "number with --classes"
+        )
+    if _numbers(there) and classes and not any(map(str.isdecimal, classes)):
+        raise SourceError(
+            f"the classes of {readable(table.root)} have names ({_some(classes)}), but those of {change.folder.url} "
+            f"are numbers ({_some(there)}); give the numbers instead"
+        )
+
+
+def _numbers(classes: Sequence[str]) -> bool:
+    return bool(classes) and all(map(str.isdecimal, classes))
+
+
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(map(readable, classes[:_NAMED])) + (", …" if len(classes) > _NAMED else "")
 
 
 def _listed(fields: Mapping[str, str]) -> str:
@@ -179,11 +211,17 @@ def _listed(fields: Mapping[str, str]) -> str:
 
 
 def _without_existing(change: Change, table: SampleTable, *, skip: bool) -> tuple[SampleTable, int]:
-    """Return a table without the samples whose key the dataset has, and how many these are."""
-    keys = pa.array([table.key(row) for row in range(len(table))], pa.string())
+    """Return a table without the samples whose key the dataset has, and how many these are.
+
+    Raises:
+        SourceError: two samples of the table have one key, or, unless they are to be skipped, the dataset has one.
+    """
+    refuse_clashes(table)
+    texts = pa.array((table.key(row) for row in range(len(table))), pa.large_string())
+    keys = combined(pa.chunked_array([texts]))
     there = np.zeros(len(keys), np.bool_)
     for run in column_runs(change.parent, change.folder, "key", len(keys)):
-        there[pc.index_in(run, value_set=keys).drop_null().to_numpy(zero_copy_only=False)] = True
+        there[pc.index_in(run.cast(keys.type), value_set=keys).drop_null().to_numpy(zero_copy_only=False)] = True
     count = int(there.sum())
     if count and not skip:
         rows = np.flatnonzero(there)[:_NAMED].tolist()
@@ -209,7 +247,7 @@ def _write(
         shard_bytes=options.shard_bytes,
         shard_samples=options.shard_samples,
     )
-    first = change.next_number()
+    first = change.reserve_shards(len(plan))
     tasks = (
         ShardTask(
             folder=change.out,

@@ -2,8 +2,9 @@
 
 A question about all samples (`feeder.shards.selections`) would have to open every index; a column of 45.5 million
 labels is one file of 364 MB instead, mapped into memory. ``columns/NAME.DIGEST8.arrow`` holds the column ``NAME``,
-uncompressed, in record batches of `ROWS_A_BATCH` rows (the last one may be shorter); the manifest names the file and
-its xxh3-128 digest under ``columns``. A build writes every column of its indexes but places and checksums:
+uncompressed, in record batches of `ROWS_A_BATCH` rows (the last one may be shorter, and so may batches of long texts,
+which hold at most `BATCH_BYTES`); the manifest names the file and its xxh3-128 digest under ``columns``. A build
+writes every column of its indexes but places and checksums:
 
 ========================================================  ======  ==============================================
 column                                                    type    bytes a sample
@@ -17,13 +18,11 @@ columns of type bool                                      bool    ⅛
 ========================================================  ======  ==============================================
 
 Rows without a value add ⅛ byte a sample. All that is about 0.1 % of photographs of 110 kB. A dataset without these
-files (adopted, or older) gets them on first use in the user's cache folder, which also keeps the columns of a remote
-dataset after they were fetched once.
+files (adopted, or older) gets them on first use in the user's cache folder (`feeder.shards.dataset_columns`).
 """
 
 import contextlib
 import dataclasses
-import mmap
 import os
 import shutil
 import tempfile
@@ -34,25 +33,23 @@ from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
 from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.destinations.protocol import Destination, writing_errors
-from feeder.shards.errors import ShardError, StorageError
 from feeder.shards.fields import Field
 from feeder.shards.images import FORMAT_NAMES
 from feeder.shards.index import ShardIndex, column_type
+from feeder.shards.loading import load_column, load_index
 from feeder.shards.manifest import COLUMNS_FOLDER, ColumnFile, Manifest
-from feeder.shards.reading import load_column, load_index
 from feeder.shards.samples import DigestedFile
-from feeder.shards.storage import STAGED, Folder, LocalFolder, flush_folder
+from feeder.shards.storage import PIECE_BYTES, STAGED, Folder, LocalFolder, flush_folder
 
 ROWS_A_BATCH = 1 << 16  # half a MiB of int64, which stays in a core's cache while an expression is computed
+BATCH_BYTES = 1 << 30  # of text in one batch or run: positions in a string array have 32 bits
 MAX_RUN = 8 << 20  # rows looked up at once: the hash table of what is looked for is made anew for each such run
 _DIGEST_DIGITS = 8  # in the names of files, so that a column that changed has another one
 _FETCHED_AT_ONCE = 16  # indexes behind a URL: what takes time is to wait for each
-_PIECE_BYTES = 32 << 20  # of a remote file in one request
 _FORMATS = pa.array(FORMAT_NAMES[: FORMAT_NAMES.index("") + 1])
 
 
@@ -119,6 +116,7 @@ class ColumnWriter:
         self._writer = pa.ipc.new_file(self._digested, self._schema)
         self._waiting: list[pa.Array] = []
         self._rows = 0
+        self._bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -128,23 +126,29 @@ class ColumnWriter:
 
     def append(self, values: pa.Array) -> None:
         """Append values of further samples."""
-        self._waiting.append(values)
-        self._rows += len(values)
-        if self._rows >= ROWS_A_BATCH:
-            values = pa.concat_arrays(self._waiting)
-            whole = self._rows - self._rows % ROWS_A_BATCH
-            for start in range(0, whole, ROWS_A_BATCH):
-                self._write(values.slice(start, ROWS_A_BATCH))
-            self._waiting = [values.slice(whole)]
-            self._rows -= whole
+        start = 0
+        while start < len(values):
+            part = values.slice(start, min(ROWS_A_BATCH - self._rows, _rows_within(values, start, BATCH_BYTES)))
+            if self._rows and self._bytes + text_bytes(part) > BATCH_BYTES:
+                self._flush()
+                continue
+            start += len(part)
+            self._waiting.append(part)
+            self._rows += len(part)
+            self._bytes += text_bytes(part)
+            if self._rows == ROWS_A_BATCH:
+                self._flush()
 
-    def _write(self, values: pa.Array) -> None:
+    def _flush(self) -> None:
+        """Write what is waiting as one batch."""
+        values = pa.concat_arrays([part.cast(self._schema.field(0).type) for part in self._waiting])
         self._writer.write_batch(pa.record_batch([values], schema=self._schema))
+        self._waiting, self._rows, self._bytes = [], 0, 0
 
     def finish(self, digits: int = _DIGEST_DIGITS) -> ColumnFile:
         """Write what is left and put the file in place; return its name in the folder, and its digest."""
         if self._rows:
-            self._write(pa.concat_arrays(self._waiting))
+            self._flush()
         self._writer.close()
         self._file.flush()
         os.fchmod(self._file.fileno(), 0o644)  # a temporary file is its owner's alone
@@ -159,6 +163,29 @@ class ColumnWriter:
         """Remove what was written, unless it is in place."""
         self._file.close()
         self._staged.unlink(missing_ok=True)
+
+
+def text_bytes(values: pa.Array) -> int:
+    """Return the bytes of the texts in an array; 0 if it holds none."""
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)) or not len(values):
+        return 0
+    ends = _text_ends(values)
+    return int(ends[-1] - ends[0])
+
+
+def _text_ends(values: pa.Array) -> NDArray[np.int64]:
+    """Return int64[n + 1]: where the texts of an array begin and end in its bytes."""
+    kind = np.int64 if pa.types.is_large_string(values.type) else np.int32
+    offsets = np.frombuffer(values.buffers()[1], kind)[values.offset : values.offset + len(values) + 1]
+    return offsets.astype(np.int64)
+
+
+def _rows_within(values: pa.Array, start: int, most: int) -> int:
+    """Return how many rows from `start` on have at most so many bytes of text; at least 1."""
+    if not text_bytes(values):
+        return len(values)
+    ends = _text_ends(values)
+    return max(1, int(np.searchsorted(ends, ends[start] + most, side="right")) - 1 - start)
 
 
 def consolidate(
@@ -195,21 +222,33 @@ def all_indexes(manifest: Manifest, folder: Folder) -> Iterator[ShardIndex]:
 
 
 def column_runs(manifest: Manifest, folder: Folder, name: str, rows: int = 1) -> Iterator[pa.Array]:
-    """Yield a column of all samples in order, at least so many rows at a time, but `MAX_RUN` are enough."""
+    """Yield a column of all samples in order, at least so many rows at a time, but `MAX_RUN` are enough.
+
+    Texts come in runs of at most `BATCH_BYTES`, or of one shard.
+    """
     if name in manifest.columns:
         chunks: Iterable[pa.Array] = load_column(folder, manifest, name).chunks
     else:
-        chunks = (index.column(name) for index in all_indexes(manifest, folder))
+        chunks = (_alone(index.column(name)) for index in all_indexes(manifest, folder))
     waiting: list[pa.Array] = []
-    count = 0
+    count = size = 0
     for chunk in chunks:
+        if waiting and size + text_bytes(chunk) > BATCH_BYTES:
+            yield pa.concat_arrays(waiting)
+            waiting, count, size = [], 0, 0
         waiting.append(chunk)
         count += len(chunk)
+        size += text_bytes(chunk)
         if count >= min(max(rows, ROWS_A_BATCH), MAX_RUN):
             yield pa.concat_arrays(waiting)
-            waiting, count = [], 0
+            waiting, count, size = [], 0, 0
     if waiting:
         yield pa.concat_arrays(waiting)
+
+
+def _alone(column: pa.Array) -> pa.Array:
+    """Return a copy of a column, which does not keep the index that it comes from in memory."""
+    return column.take(pa.array(np.arange(len(column))))
 
 
 def place_columns(
@@ -236,7 +275,7 @@ def place_columns(
             for column in columns.values():
                 file = stack.enter_context(open(place / column.file, "rb"))
                 with out.staged(f"{prefix}{COLUMNS_FOLDER}/{column.file}") as target:
-                    shutil.copyfileobj(file, target, _PIECE_BYTES)
+                    shutil.copyfileobj(file, target, PIECE_BYTES)
     return {name: dataclasses.replace(one, file=f"{COLUMNS_FOLDER}/{one.file}") for name, one in columns.items()}
 
 
@@ -287,147 +326,3 @@ def write_columns(
             for writer in writers:
                 writer.append(index.column(writer.name))
         return {writer.name: writer.finish(digits) for writer in writers}
-
-
-def _open_cached(path: Path, name: str, digest: str, num_samples: int) -> Column:
-    """Return a column in the cache, mapped into memory; `ShardError` if it is absent, cut, altered or another one."""
-    try:
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    except (OSError, ValueError) as error:  # ValueError: it has no bytes
-        raise ShardError(f"no column in {path}: {error}") from error
-    if (got := xxhash.xxh3_128_hexdigest(mapped)) != digest:
-        raise ShardError(f"column {path} was cut or altered: digest {got}, expected {digest}")
-    with pa.ipc.open_file(pa.py_buffer(mapped)) as reader:
-        column = Column(name, [reader.get_batch(number).column(0) for number in range(reader.num_record_batches)])
-    if len(column) != num_samples:
-        raise ShardError(f"column {path} holds {len(column)} values, expected {num_samples}")
-    return column
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetColumns:
-    """The columns of a dataset, opened on demand: from its own files, or made and kept in the cache folder.
-
-    Attributes:
-        folder, manifest: of the dataset.
-        cache: the folder of cached files, see `cache_folder`.
-    """
-
-    folder: Folder
-    manifest: Manifest
-    cache: Path
-
-    @property
-    def types(self) -> dict[str, pa.DataType]:
-        """The columns that there are, by name, with their types; ``image.format`` is text here."""
-        types = consolidated_types(self.manifest.fields)
-        return {name: pa.string() if kind == pa.uint8() else kind for name, kind in types.items()}
-
-    def open(self, names: Iterable[str]) -> dict[str, Column]:
-        """Return open columns by name.
-
-        Raises:
-            ShardError: a column of the dataset, or an index that one is made from, is missing, cut or altered.
-            StorageError: the storage answered with an error.
-        """
-        columns: dict[str, Column] = {}
-        absent = []
-        for name in names:
-            record = self.manifest.columns.get(name)
-            if record is None:
-                absent.append(name)
-            elif isinstance(self.folder, LocalFolder):
-                columns[name] = Column(name, load_column(self.folder, self.manifest, name).chunks)
-            else:
-                with self._cache_written():
-                    columns[name] = self._fetched(name, record)
-        with self._cache_written():
-            return columns | self._made(absent)
-
-    @contextlib.contextmanager
-    def _cache_written(self) -> Iterator[None]:
-        try:
-            yield
-        except StorageError:
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {self._cached()}: {error.strerror or error}; set XDG_CACHE_HOME to a folder with "
-                "space for the columns of the dataset"
-            ) from error
-
-    def _fetched(self, name: str, record: ColumnFile) -> Column:
-        """Return a column of a remote dataset, fetched unless the cache has it whole."""
-        path = self._cached() / f"{name}.{record.digest}.arrow"
-        with contextlib.suppress(ShardError):
-            return _open_cached(path, name, record.digest, self.manifest.num_samples)
-        try:
-            digest = write_cached(path, read_pieces(self.folder, record.file), expected=record.digest)
-        except FileNotFoundError as error:
-            raise ShardError(
-                f"column {self.folder.where(record.file)} is missing, but the manifest lists it; copy it again from "
-                "the dataset's origin"
-            ) from error
-        if digest != record.digest:
-            raise ShardError(
-                f"column {self.folder.where(record.file)} was cut or altered: digest {digest}, expected "
-                f"{record.digest}; copy it again from the dataset's origin"
-            )
-        return _open_cached(path, name, record.digest, self.manifest.num_samples)
-
-    def _made(self, names: list[str]) -> dict[str, Column]:
-        """Return columns that the dataset has no files of: from the cache, which vouches for them by their names."""
-        columns: dict[str, Column] = {}
-        place = self._cached()
-        missing = {}
-        types = consolidated_types(self.manifest.fields)
-        for name in names:
-            for path in place.glob(f"{name}.*.arrow"):
-                digest = path.name.removeprefix(f"{name}.").removesuffix(".arrow")
-                with contextlib.suppress(ShardError):
-                    columns[name] = _open_cached(path, name, digest, self.manifest.num_samples)
-            if name not in columns:
-                missing[name] = types[name]
-        if missing:
-            place.mkdir(parents=True, exist_ok=True)
-            indexes = all_indexes(self.manifest, self.folder)
-            for name, record in write_columns(missing, indexes, place, digits=len(self.manifest.digest)).items():
-                columns[name] = _open_cached(place / record.file, name, record.digest, self.manifest.num_samples)
-        return columns
-
-    def _cached(self) -> Path:
-        return self.cache / COLUMNS_FOLDER / self.manifest.digest
-
-
-def cache_folder() -> Path:
-    """Return the folder of what can be made again: ``shardfeed`` in XDG_CACHE_HOME, which is ~/.cache by default."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "shardfeed"
-
-
-def write_cached(path: Path, pieces: Iterable[bytes], expected: str | None = None) -> str:
-    """Write a file of the cache so that it appears whole; two processes may write the same one at the same time.
-
-    Returns the xxh3-128 digest of its bytes; if that is not the `expected` one, the file does not appear.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, staged = tempfile.mkstemp(suffix=STAGED, dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            digested = DigestedFile(file)
-            for piece in pieces:
-                digested.write(piece)
-        digest = digested.hexdigest()
-        if expected in (None, digest):
-            os.replace(staged, path)
-        return digest
-    finally:
-        Path(staged).unlink(missing_ok=True)
-
-
-def read_pieces(folder: Folder, name: str) -> Iterator[bytes]:
-    """Yield the bytes of a file of any size, a piece at a time; `FileNotFoundError` if there is none."""
-    size = folder.size(name)
-    for offset in range(0, size, _PIECE_BYTES):
-        yield from folder.read_ranges([(name, offset, min(_PIECE_BYTES, size - offset))])

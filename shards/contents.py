@@ -61,12 +61,48 @@ def _local_files(path: str) -> dict[str, int]:
         raise unreadable(str(error.filename), error) from error
 
     files = {}
-    for folder, _, names in os.walk(path, onerror=fail):
+    for folder, inner, names in os.walk(path, onerror=fail):
+        if folder != path and MANIFEST_NAME in names:  # a dataset of its own
+            inner.clear()
+            continue
+        inner[:] = [name for name in inner if not name.startswith(".")]
         for name in names:
             full = os.path.join(folder, name)
             with contextlib.suppress(FileNotFoundError):  # a file of another process may go at any time
                 files[os.path.relpath(full, path)] = os.lstat(full).st_size
     return files
+
+
+def files_in(folder: Folder, inner: Iterable[str]) -> set[str]:
+    """Return the names of the files that lie directly in a dataset's folder (``""``) or in folders of it.
+
+    Names are relative to the dataset's folder; a folder that is not there holds nothing.
+
+    Raises:
+        StorageError: the storage does not say.
+    """
+    found: set[str] = set()
+    for name in inner:
+        where = folder.where(name) if name else folder.url
+        try:
+            names = _remote_names(folder, where) if isinstance(folder, RemoteFolder) else _local_names(where)
+        except FileNotFoundError:
+            continue
+        except Exception as error:
+            raise unreadable(where, error) from error
+        found |= {f"{name}/{one}" if name else one for one in names}
+    return found
+
+
+def _remote_names(folder: RemoteFolder, where: str) -> list[str]:
+    filesystem = folder.filesystem()
+    filesystem.invalidate_cache(where)
+    return [os.path.basename(entry["name"]) for entry in filesystem.ls(where, detail=True) if entry["type"] == "file"]
+
+
+def _local_names(path: str) -> list[str]:
+    with os.scandir(path) as entries:
+        return [entry.name for entry in entries if not entry.is_dir()]
 
 
 def named_files(manifest: Manifest) -> set[str]:

@@ -4,9 +4,11 @@ A drop writes a new index, without the rows, for each shard concerned, and the c
 shard's bytes stay, and older generations with them. Programs that read shards without our index still find the samples.
 
 A purge rewrites every shard of which samples were dropped, now or before, under a new name, and takes the old shards,
-indexes and columns away with the generations that need them (`feeder.shards.generations.Change.purge`). After it no
-file of the dataset holds a byte, a name or a text of the samples. A job that still reads an older generation fails at
-the next shard that it opens; copies elsewhere (caches, other folders) are not touched.
+indexes and columns away with the generations that need them (`feeder.shards.generations.Change.purge`), and the lines
+that name them out of the lists of duplicates and bad images (`feeder.shards.forgetting`). After it no file of the
+dataset holds a byte, a name or a text of the samples; only ``lost-samples.jsonl``, where a repair lists what was lost,
+stays as it is. A job that still reads an older generation fails at the next shard that it opens; copies elsewhere
+(caches, other folders) are not touched.
 """
 
 import contextlib
@@ -21,19 +23,20 @@ import xxhash
 from numpy.typing import NDArray
 
 from feeder.errors import ConfigError
-from feeder.shards.columns import column_runs, read_pieces, rewrite_columns
+from feeder.shards.columns import column_runs, rewrite_columns
 from feeder.shards.errors import ShardError, SourceError
+from feeder.shards.forgetting import forget_purged
 from feeder.shards.formats import SHARD_FORMATS
 from feeder.shards.generations import Change, change_dataset
 from feeder.shards.images import MAX_PIXELS
 from feeder.shards.index import encode_index
 from feeder.shards.manifest import Manifest
-from feeder.shards.names import PathTable
-from feeder.shards.packing import Advance, ShardTask, no_progress, sample_ends
+from feeder.shards.packing import Advance, ShardTask, WrittenShard, no_progress, sample_ends
 from feeder.shards.reading import load_index
 from feeder.shards.shard_table import ShardRecord, segment_starts, shard_table
+from feeder.shards.sources.dataset import dataset_table
 from feeder.shards.storage import Folder
-from feeder.shards.table import Places, SampleTable
+from feeder.shards.table import SampleTable
 from feeder.shards.workers import write_shards
 from feeder.shards.writing import SHARDS_PER_WORKER
 
@@ -93,6 +96,8 @@ def drop(
         raise SourceError("no keys to drop; expected one a line")
     with change_dataset(dataset) as change:
         _refuse_purge_of_others(change, purge=purge)
+        if purge:
+            change.older()  # a generation that cannot be read would keep what is to go
         kept, missing = _kept(change, wanted)
         if missing and not ignore_missing:
             raise _unknown(change, missing, len(wanted))
@@ -110,14 +115,17 @@ def drop(
         if concerned or rewritten:
             columns = rewrite_columns(change.parent, change.folder, change.out, kept=kept)
             manifest = change.commit(shard_table(records), columns=columns)
-        gone = change.purge() if purge else []
+        gone = change.concerned(manifest) if purge else []
+        if gone:
+            forget_purged(change.folder, change.out, manifest, gone)
+            change.purge(manifest, gone)
     return DropReport(
         manifest=manifest,
         dropped=int(len(kept) - kept.sum()),
         missing=missing,
         shards=concerned,
         rewritten=rewritten,
-        gone=gone,
+        gone=sorted(older.generation for older in gone),
     )
 
 
@@ -197,7 +205,7 @@ def _rewritten(
             folder=change.out,
             name=name,
             format=change.parent.format,
-            table=shard_samples(change.folder, shorter, number),
+            table=_samples(change.folder, shorter, number),
             max_pixels=MAX_PIXELS,  # not asked with on_error="keep"
             on_error="keep",
         )
@@ -205,50 +213,26 @@ def _rewritten(
     )
     processes = min(workers, max(1, len(numbers) // SHARDS_PER_WORKER))
     with contextlib.closing(write_shards(tasks, processes, change.out, advance)) as results:
-        written = {task.name: shard.shard for task, shard in results}
-    return [
-        written[numbers[number]] or record if number in numbers else record for number, record in enumerate(records)
-    ]
+        written = {task.name: _whole(task, shard) for task, shard in results}
+    return [written[numbers[number]] if number in numbers else record for number, record in enumerate(records)]
 
 
-def shard_samples(folder: Folder, manifest: Manifest, number: int) -> SampleTable:
-    """Return the samples of a shard of ours as a table of places in it, after comparing the shard's digest.
-
-    Raises:
-        ShardError: the shard or its index is missing, cut or altered.
-    """
-    record = manifest.shards.record(number)
-    where = folder.where(record.name)
-    digest = xxhash.xxh3_128()
-    try:
-        for piece in read_pieces(folder, record.name):
-            digest.update(piece)
-    except FileNotFoundError as error:
-        raise ShardError(f"shard {where} is missing, but the manifest lists it; run 'feeder verify'") from error
-    if digest.hexdigest() != record.digest:
-        raise ShardError(
-            f"shard {where} was cut or altered: digest {digest.hexdigest()}, expected {record.digest}; run 'feeder "
-            "verify --level full', and copy the shard again from its origin"
-        )
+def _samples(folder: Folder, manifest: Manifest, number: int) -> SampleTable:
+    """Return the samples of a shard of ours as a table of places in it, with the checksums that their bytes have."""
     index = load_index(folder, manifest, number)
     fields = {name: field for name, field in manifest.fields.items() if field.stored or name in index}
-    one_file = np.zeros(index.num_samples, np.int64)
-    return SampleTable(
-        root=folder.url,
-        names=PathTable(index.values("source")),
-        keys=PathTable(index.values("key")),
-        labels=index.array("label") if "label" in fields else np.full(index.num_samples, -1, np.int64),
-        classes=manifest.classes,
-        fields=fields,
-        stored={
-            name: Places(
-                files=PathTable([record.name]),
-                numbers=one_file,
-                offsets=index.array(f"{name}.offset"),
-                sizes=index.array(f"{name}.size"),
-            )
-            for name, field in fields.items()
-            if field.stored
-        },
-        values={name: index.column(name) for name, field in fields.items() if not field.stored and name != "label"},
+    alone = dataclasses.replace(
+        manifest, shards=shard_table([manifest.shards.record(number)]), fields=fields, columns={}
     )
+    return dataclasses.replace(dataset_table(folder, alone), fields=fields)
+
+
+def _whole(task: ShardTask, written: WrittenShard) -> ShardRecord:
+    """Return the record of a shard that was rewritten; `ShardError` if a sample is not in it."""
+    if written.shard is None or written.bad:
+        bad, shard = written.bad[0], task.folder.where(task.table.stored["image"].file(0))
+        raise ShardError(
+            f"{len(written.bad)} of {len(task.table)} samples of {shard} cannot be rewritten, such as {bad.source}: "
+            f"{bad.reason}; run 'feeder verify --level full' on the dataset"
+        )
+    return written.shard

@@ -7,31 +7,28 @@ What a change promises; if the code disagrees, the code is wrong:
 2. *Beside*: no file that a generation names is ever changed. New shards are numbered on; what takes the place of a
    shard or an index has the new generation in its name (``shard-000005.g000002.idx.arrow``); columns have their digest.
 3. *Committed*: the manifest is copied to ``generations/``, then the new one takes its place in one step, if its parent
-   is still the current one.
-4. *Stopped*: an error removes what the change wrote; after a kill the next change does. The generation before stands
-   whole at any moment.
+   is still the current one and the claim still held.
+4. *Stopped*: an error removes what this very change wrote, and nothing else (`feeder.shards.change_journal`); after a
+   kill the next change does. Who has lost the claim removes nothing. The generation before stands whole at any moment.
 5. *Purged*: only `Change.purge` takes something away from older generations: those that need a shard which is no longer
-   part of the dataset become a note that says so, and all files that no generation names are removed.
+   part of the dataset become a note that says so, and the files that only they name are removed.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from feeder.shards.destinations.lease import Lease
-from feeder.shards.destinations.local import LocalDestination
-from feeder.shards.destinations.protocol import Destination, writing_errors
+from feeder.shards.change_claim import claim_dataset, nothing_to_check
+from feeder.shards.change_journal import JOURNAL_NAME, GivenNames, Journal, generation_file
+from feeder.shards.contents import Generation, files_in, generation_name, named_files, read_generations
+from feeder.shards.destinations.protocol import Destination
 from feeder.shards.destinations.remote import RemoteDestination
-from feeder.shards.errors import DestinationError, ManifestError
-from feeder.shards.formats import WRITTEN_FORMATS
+from feeder.shards.errors import DestinationError, ManifestError, ShardsError
 from feeder.shards.manifest import (
-    COLUMNS_FOLDER,
     GENERATIONS_FOLDER,
     MANIFEST_NAME,
     PURGED_KEY,
@@ -39,25 +36,11 @@ from feeder.shards.manifest import (
     Manifest,
     encode_manifest,
     locate_manifest,
-    parse_manifest,
     read_manifest,
     sealed,
 )
 from feeder.shards.shard_table import ShardTable
-from feeder.shards.storage import STAGED, Folder, LocalFolder, flush_folder
-
-CHANGING_NAME = ".changing"
-
-_MARKER_TEXT = b"shardfeed is changing this dataset, or was interrupted; the next change cleans up.\n"
-_NOTE_BYTES = 100  # more than the note that is left of a purged generation
-_GENERATION = re.compile(r"\.g\d{6}$")
-_OWN_NAMES = re.compile(
-    rf"(shard-\d{{6,}}(\.g\d{{6}})?\.({'|'.join(WRITTEN_FORMATS)}|idx\.arrow|bad\.jsonl)"
-    r"|bad-images\.g\d{6}\.jsonl"
-    r"|.*\.g\d{6}\.idx\.arrow"
-    rf"|{COLUMNS_FOLDER}/.*\.[0-9a-f]{{8}}\.arrow|{COLUMNS_FOLDER}/column-[^/]*{re.escape(STAGED)}"
-    rf"|({MANIFEST_NAME}|{GENERATIONS_FOLDER}/\d{{6}}\.json)(?={re.escape(STAGED)}$))({re.escape(STAGED)})?"
-)
+from feeder.shards.storage import Folder
 
 
 class Change:
@@ -68,24 +51,33 @@ class Change:
         out: the same, to write into.
         parent: the manifest of the current generation.
         generation: the number of the next one.
+        check: raises `DestinationError` if the claim was lost.
     """
 
-    def __init__(self, folder: Folder, out: Destination, parent: Manifest) -> None:
+    def __init__(
+        self, folder: Folder, out: Destination, parent: Manifest, check: Callable[[], None] = nothing_to_check
+    ) -> None:
         self.folder = folder
         self.out = out
         self.parent = parent
         self.generation = parent.generation + 1
+        self.check = check
+        self._journal = Journal(generation=self.generation)
 
     def named(self, name: str, extension: str) -> str:
         """Return the name that a file takes in the new generation, ``STEM.gNNNNNN.EXTENSION``."""
-        stem = _GENERATION.sub("", name.rsplit(".", 1)[0])
-        return f"{stem}.g{self.generation:06d}.{extension}"
+        return generation_file(name, self.generation, extension)
 
-    def next_number(self) -> int:
-        """Return the number of the next shard: none of this dataset, of any generation, has it or a higher one."""
-        names = [*self.parent.shards.names, *self.files()]
+    def reserve_shards(self, count: int) -> int:
+        """Note that so many new shards will be written; return the number of the first.
+
+        No shard of this dataset, of any generation, has that number or a higher one, nor has any file.
+        """
+        names = [*self.parent.shards.names, *files_in(self.folder, [""])]
         found = (re.match(r"shard-(\d{6,})\.", name) for name in names)
-        return max((int(match[1]) for match in found if match), default=-1) + 1
+        first = max((int(match[1]) for match in found if match), default=-1) + 1
+        self._note(dataclasses.replace(self._journal, first_shard=first, new_shards=count))
+        return first
 
     def commit(self, shards: ShardTable, **changes: Any) -> Manifest:
         """Make the new generation the current one, and return its manifest.
@@ -103,77 +95,113 @@ class Change:
             )
         )
         self.out.flush()
+        self.check()
         self.out.put(generation_name(self.parent.generation), encode_manifest(self.parent))
-        if (now := read_manifest(self.folder).digest) != self.parent.digest:
-            raise DestinationError(
-                f"dataset {self.folder.url} was changed by another process meanwhile: its digest is {now}, expected "
-                f"{self.parent.digest}; run the command again"
-            )
-        self.out.put(MANIFEST_NAME, encode_manifest(manifest))
+        self._replace_manifest(encode_manifest(manifest))
         self.out.flush()
         return manifest
 
-    def purge(self) -> list[int]:
-        """Take away what the current generation dropped: return the generations that are gone with it.
-
-        An older generation goes if it names a shard that the current one does not: that shard may hold samples that
-        were dropped, and so may its index and columns.
-        """
-        current = read_manifest(self.folder)
-        names = set(current.shards.names)
-        gone = [number for number, older in self.older() if not names.issuperset(older.shards.names)]
-        for number in gone:
-            note = {"version": VERSION, PURGED_KEY: current.generation}
-            self.out.put(generation_name(number), json.dumps(note).encode() + b"\n")
-        self.sweep()
-        return gone
-
-    def sweep(self) -> None:
-        """Remove the files of changes that no generation names."""
-        current = read_manifest(self.folder)
-        wanted = _files_of(current) | {f"bad-images.g{number:06d}.jsonl" for number in range(current.generation + 1)}
-        for _, older in self.older():
-            wanted |= _files_of(older)
-        self.out.remove([name for name in self.files() if _OWN_NAMES.fullmatch(name) and name not in wanted])
-
-    def older(self) -> Iterator[tuple[int, Manifest]]:
-        """Yield number and manifest of the generations before the current one that can still be read."""
-        for name in self.files():
-            if name.startswith(GENERATIONS_FOLDER + "/") and name.endswith(".json"):
-                data = self.folder.read(name)
-                if f'"{PURGED_KEY}"'.encode() not in data[:_NOTE_BYTES]:
-                    manifest = parse_manifest(data, self.folder.where(name))
-                    yield manifest.generation, manifest
-
-    def files(self) -> list[str]:
-        """Return the names of all files of the dataset, relative to its folder."""
-        if isinstance(self.out, RemoteDestination):
-            files = self.out.filesystem
-            with writing_errors(self.out.url, Exception):
-                files.invalidate_cache(self.out.url)
-                root = files._strip_protocol(self.out.url).rstrip("/") + "/"  # noqa: SLF001 - as fsspec names what it lists
-                return sorted(name.removeprefix(root) for name in files.find(self.out.url))
-        root = Path(self.folder.url)
-        return sorted(
-            os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names
+    def _replace_manifest(self, data: bytes) -> None:
+        """Put the manifest in the place of its parent's, if that is still there."""
+        remote = self.out if isinstance(self.out, RemoteDestination) else None
+        tag = remote.entity_tag(MANIFEST_NAME) if remote else None  # before it is read: what comes between is seen
+        now = read_manifest(self.folder).digest
+        self.check()
+        if now == self.parent.digest:
+            if remote is None:
+                self.out.put(MANIFEST_NAME, data)
+                return
+            if remote.put_over(MANIFEST_NAME, data, tag):
+                return
+            now = read_manifest(self.folder).digest
+        raise DestinationError(
+            f"dataset {self.folder.url} was changed by another process meanwhile: its digest is {now}, expected "
+            f"{self.parent.digest}; run the command again"
         )
 
+    def begin(self, *, found: bool) -> None:
+        """Remove what a change left that was killed, and note what this one may write.
 
-class _LocalChange(LocalDestination):
-    """The folder of a dataset, to write into; its worker processes hold the marker of the change."""
+        Args:
+            found: the marker was there.
+        """
+        data = self._read_journal()
+        if data is not None or found:
+            self._remove_leftovers((data and Journal.parse(data)) or Journal(generation=self.generation, columns=False))
+        names = GivenNames(self._journal, self.parent)
+        before = frozenset(name for name in files_in(self.folder, names.folders) if name in names)
+        self._note(dataclasses.replace(self._journal, before=before - named_files(self.parent)))
 
-    def hold(self) -> None:
+    def end(self) -> None:
+        """Take the note away: there is nothing left to be removed."""
+        self.check()
+        self.out.remove([JOURNAL_NAME])
+
+    def undo(self) -> None:
+        """Remove what this change wrote and did not commit."""
+        self.check()
+        self._remove_leftovers(self._journal)
+        self.out.remove([JOURNAL_NAME])
+
+    def older(self) -> list[Manifest]:
+        """Return the manifests of the generations before the current one, but of those that were purged.
+
+        Raises:
+            ManifestError: one cannot be read.
+        """
+        generations = self._generations()
+        if problems := [one.problem for one in generations if one.problem]:
+            raise ManifestError(problems[0])
+        return [one.manifest for one in generations if one.manifest is not None]
+
+    def concerned(self, current: Manifest) -> list[Manifest]:
+        """Return the older generations that a purge takes away.
+
+        One goes if it names a shard that the current one does not: that shard may hold samples that were dropped, and
+        so may its index and columns.
+        """
+        names = set(current.shards.names)
+        return [older for older in self.older() if not names.issuperset(older.shards.names)]
+
+    def purge(self, current: Manifest, gone: list[Manifest]) -> None:
+        """Replace generations by a note, and remove what only they name."""
+        numbers = {older.generation for older in gone}
+        stay = named_files(current).union(*(named_files(one) for one in self.older() if one.generation not in numbers))
+        names = set[str]().union(*map(named_files, gone)) - stay
+        self._note(dataclasses.replace(self._journal, purged=tuple(sorted(names))))
+        self.check()
+        for number in sorted(numbers):
+            note = {"version": VERSION, PURGED_KEY: current.generation}
+            self.out.put(generation_name(number), json.dumps(note).encode() + b"\n")
+        self.out.flush()
+        self.out.remove(sorted(names))
+
+    def _remove_leftovers(self, journal: Journal) -> None:
+        """Remove what a change wrote that no generation names."""
+        current = read_manifest(self.folder)
+        generations = self._generations()
+        if problems := [one.problem for one in generations if one.problem]:
+            if journal.purged:
+                raise ManifestError(problems[0])
+            journal = dataclasses.replace(journal, columns=False)  # it may name some, but no file of a later generation
+        names = GivenNames(journal, current)
+        wrote = {name for name in files_in(self.folder, names.folders) if name in names} - journal.before
+        named = named_files(current).union(*(named_files(one.manifest) for one in generations if one.manifest))
+        self.out.remove(sorted((wrote | set(journal.purged)) - named))
+
+    def _generations(self) -> list[Generation]:
+        return list(read_generations(self.folder, sorted(files_in(self.folder, [GENERATIONS_FOLDER]))))
+
+    def _read_journal(self) -> bytes | None:
         try:
-            descriptor = os.open(self.path / CHANGING_NAME, os.O_RDONLY | os.O_CLOEXEC)  # open as long as the process
-        except OSError as error:
-            raise _in_use(self.url) from error
-        _lock(descriptor, self.url, fcntl.LOCK_SH)
+            return self.out.read(JOURNAL_NAME)
+        except FileNotFoundError:
+            return None
 
-    def flush(self) -> None:
-        with writing_errors(self.url):
-            for name in (COLUMNS_FOLDER, GENERATIONS_FOLDER, ""):
-                if (self.path / name).is_dir():
-                    flush_folder(self.path / name)
+    def _note(self, journal: Journal) -> None:
+        self._journal = journal
+        self.check()
+        self.out.put(JOURNAL_NAME, journal.encoded())
 
 
 @contextlib.contextmanager
@@ -194,113 +222,21 @@ def change_dataset(source: str | os.PathLike[str]) -> Iterator[Change]:
         )
     read_manifest(folder)  # no marker where there is no dataset
     with claim_dataset(folder) as claim:
-        change = Change(folder, claim.out, read_manifest(folder))
-        if claim.found:
-            change.sweep()
+        change = Change(folder, claim.out, read_manifest(folder), claim.check)
+        try:
+            change.begin(found=claim.found)
+        except BaseException:
+            claim.clean = not claim.found
+            raise
         try:
             yield change
         except BaseException:
             try:
-                change.sweep()
-            except (DestinationError, ManifestError):
+                change.undo()
+            except ShardsError:
                 claim.clean = False
             raise
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class ChangeClaim:
-    """A dataset whose marker is held.
-
-    Attributes:
-        out: its folder, to write into.
-        found: the marker was there already: a change has died.
-        clean: nothing is left of this one but what was committed; else the marker stays, for the next change to see.
-    """
-
-    out: Destination
-    found: bool
-    clean: bool = True
-
-
-def claim_dataset(folder: Folder) -> contextlib.AbstractContextManager[ChangeClaim]:
-    """Return a context that holds the marker of a dataset, whatever its manifest is like.
-
-    Raises:
-        DestinationError: another process is changing it, or it cannot be written.
-    """
-    return _local_claim(folder) if isinstance(folder, LocalFolder) else _remote_claim(folder.url)
-
-
-@contextlib.contextmanager
-def _local_claim(folder: LocalFolder) -> Iterator[ChangeClaim]:
-    """Hold the marker of a local dataset."""
-    marker = Path(folder.url, CHANGING_NAME)
-    with writing_errors(str(marker)):
-        descriptor = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        _lock(descriptor, folder.url, fcntl.LOCK_EX)
-        if not _is_at(descriptor, marker):  # the change before has just ended, and another may have begun
-            raise _in_use(folder.url)
-        with writing_errors(str(marker)):
-            found = os.fstat(descriptor).st_size > 0
-            os.pwrite(descriptor, _MARKER_TEXT, 0)
-        _lock(descriptor, folder.url, fcntl.LOCK_SH)  # which worker processes share
-        claim = ChangeClaim(out=_LocalChange(Path(folder.url)), found=found)
         try:
-            yield claim
-        finally:
-            if claim.clean:
-                with writing_errors(str(marker)):
-                    marker.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Say whether a path still names the open file: a change that ends removes its marker."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _remote_claim(url: str) -> Iterator[ChangeClaim]:
-    """Hold the marker of a dataset behind a URL."""
-    out = RemoteDestination(url)
-    lease = Lease(out.filesystem, out.where(CHANGING_NAME), out.url)
-    with writing_errors(out.url, Exception):
-        found = lease.take()
-    claim = ChangeClaim(out=out, found=found)
-    try:
-        yield claim
-    finally:
-        lease.give_up(vacant=not claim.clean)
-
-
-def generation_name(number: int) -> str:
-    """Return the name of the manifest of an earlier generation."""
-    return f"{GENERATIONS_FOLDER}/{number:06d}.json"
-
-
-def _files_of(manifest: Manifest) -> set[str]:
-    """Return the files that a generation names, relative to its folder."""
-    table = manifest.shards
-    indexes = {table.index(number) for number in range(len(table))}
-    shards = set(table.names) if manifest.origin is None else set()
-    return indexes | shards | {column.file for column in manifest.columns.values()}
-
-
-def _lock(descriptor: int, url: str, kind: int) -> None:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _in_use(url) from error
-    except OSError as error:
-        raise DestinationError(
-            f"dataset {url} is on a file system without locks ({error.strerror}); change a copy of it on a local disk"
-        ) from error
-
-
-def _in_use(url: str) -> DestinationError:
-    return DestinationError(f"dataset {url} is being changed by another process; wait until it has finished")
+            change.end()
+        except ShardsError:  # what was asked for is done
+            claim.clean = False

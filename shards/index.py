@@ -43,7 +43,7 @@ from feeder.shards.fields import Field
 VERSION = "1"
 SCALARS = "scalars"  # stands for the member that holds the scalar fields together
 
-_COLUMN_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+COLUMN_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 _MAX_LABELS = 1_000_000  # a larger number is no class
 _HEX_DIGEST = re.compile("[0-9a-f]{32}")
 _FIXED_TYPES = {"key": pa.string(), "source": pa.string(), "label": pa.int64()}
@@ -80,7 +80,7 @@ def bytes_columns(field: str) -> dict[str, pa.DataType]:
 
 def column_type(field: Field) -> pa.DataType:
     """Return the Arrow type of a column field."""
-    return _COLUMN_TYPES[field.type]
+    return COLUMN_TYPES[field.type]
 
 
 def index_types(fields: Mapping[str, Field]) -> dict[str, pa.DataType]:

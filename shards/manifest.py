@@ -361,9 +361,8 @@ def _fields(document: dict[str, Any]) -> dict[str, Field]:
             raise FaultError(f"fields.{name} is {type(entry).__name__}, expected an object,")
         at = f"fields.{name}."
         field = Field(type=one_of(entry, "type", TYPES, at), extension=optional(entry, str, "extension", at))
-        # Files are named by both: those of columns, and KEY.EXTENSION those of members that are taken out of a shard.
-        # Extensions of others' archives may hold anything but what parts folders: B..txt has the extension ".txt".
-        if not is_plain_name(name) or "/" in (field.extension or ""):
+        # Files are named by both: those of columns, those of members that are taken out of a shard.
+        if not is_plain_name(name) or not is_plain_name(field.extension or "bin"):
             raise FaultError(f"fields.{name} has a name or an extension that leads out of a folder,")
         fields[name] = field
     if "image" not in fields or fields["image"].type != "image":

@@ -17,7 +17,7 @@ any other                                     bytes    the whole extension
 Where samples have two images without a name (``0001.jpg``, ``0001.png``), the first in the order of `IMAGE_ORDER` is
 ``image``, and the other is a field of its extension's name. Images of several formats, one a sample, are all ``image``.
 What a field name cannot hold becomes ``_``; a name that means something else (``id``, ``key``, ``source``, ``label`` of
-what is no number) gets ``_`` behind it. An extension that is not of plain ASCII gives way to the field's name.
+what is no number) gets ``_`` behind it.
 """
 
 import dataclasses
@@ -27,8 +27,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import pyarrow as pa
 
 from feeder.shards.errors import SourceError
-from feeder.shards.fields import RESERVED, Field
+from feeder.shards.fields import FIELD_NAME, RESERVED, Field
 from feeder.shards.images import FILE_EXTENSIONS
+from feeder.shards.index import COLUMN_TYPES
 from feeder.shards.names import PathTable, readable
 
 IMAGE_ORDER = ("jpg", "jpeg", "jpe", "jfif", "webp", "png", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "pbm")
@@ -37,11 +38,8 @@ INTEGERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})  #
 STRINGS = {"txt": "caption", "text": "text", "caption": "caption", "transcript": "transcript"}
 DOCUMENTS = frozenset({"json", "jsn"})
 
-_KEPT = re.compile(r"[!-.0-~]+")  # extensions that a name in any tar can have; others give way to the field's name
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAX_SHOWN = 40  # bytes of a content, in a message
-
-ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +71,7 @@ def member_type(extension: str) -> str:
 
 def is_value(extension: str) -> bool:
     """Say whether the content of a member is a value of the index: what `feeder.shards.members` is to read."""
-    return member_type(extension) in ARROW_TYPES
+    return member_type(extension) in COLUMN_TYPES
 
 
 def member_fields(extensions: Collection[str], together: Collection[frozenset[str]] = ()) -> list[MemberField]:
@@ -104,8 +102,9 @@ def member_fields(extensions: Collection[str], together: Collection[frozenset[st
 
 
 def _field(name: str, kind: str, extensions: list[str]) -> MemberField:
-    # an image's member has the extension of its format; a label's is the format's own
-    own = extensions[0] if kind not in ("image", "int64") and _KEPT.fullmatch(extensions[0]) else None
+    # An image's member has the extension of its format; a label's is the format's own. What only others put into the
+    # names of members (a second dot, letters beyond ASCII) no shard of ours has: then the name of the field serves.
+    own = None if kind in ("image", "int64") or not FIELD_NAME.fullmatch(extensions[0]) else extensions[0]
     return MemberField(name=name, field=Field(type=kind, extension=own), extensions=tuple(extensions))
 
 
@@ -176,7 +175,7 @@ def member_values(
                         f"{readable(keys[row])}.{extension} in {readable(where)} holds "
                         f"{data[:_MAX_SHOWN]!r}, expected {expected}; pack it again, or under another extension"
                     ) from None
-    return pa.array(values, ARROW_TYPES[kind])
+    return pa.array(values, COLUMN_TYPES[kind])
 
 
 def _integer(data: bytes) -> int:

@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from feeder.shards.tar import MAX_NAME_BYTES
@@ -74,6 +76,12 @@ class PathTable:
         taken._bytes = b"".join([self._bytes[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
         taken._ends.frombytes(np.cumsum(ends - starts, dtype=np.int64).tobytes())
         return taken
+
+    def order(self) -> NDArray[np.int64]:
+        """Return the numbers of the paths in their order as bytes, ``/`` before all else: ``a/c`` before ``a-b``."""
+        bounds, data = pa.py_buffer(self._ends), pa.py_buffer(self._bytes.replace(b"/", b"\0"))
+        texts = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), [None, bounds, data])
+        return np.asarray(pc.sort_indices(texts)).astype(np.int64)
 
     def encoded(self, number: int) -> bytes:
         """Return a path as the file system's bytes."""

@@ -77,7 +77,7 @@ def plan_shards(
     Raises:
         SourceError: two samples would have the same key.
     """
-    _refuse_clashes(table)
+    refuse_clashes(table)
     numbers = np.arange(len(table), dtype=np.int64)
     if seed is None:
         order = numbers
@@ -115,7 +115,7 @@ def _tar_bytes(table: SampleTable) -> NDArray[np.int64]:
     return total
 
 
-def _refuse_clashes(table: SampleTable) -> None:
+def refuse_clashes(table: SampleTable) -> None:
     """Raise `SourceError` if two samples have the same key. Keys are compared by digest: 8 bytes each, not a string."""
     digests = np.fromiter(
         (xxhash.xxh3_64_intdigest(table.key(row).encode()) for row in range(len(table))), np.uint64, len(table)

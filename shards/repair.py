@@ -23,6 +23,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from feeder.errors import ConfigError
+from feeder.shards.change_claim import claim_dataset
 from feeder.shards.columns import consolidated_types
 from feeder.shards.contents import Generation, generation_name, list_files, read_generations
 from feeder.shards.destinations.claiming import claim_destination
@@ -30,7 +31,6 @@ from feeder.shards.diagnosis import Diagnosis
 from feeder.shards.errors import DestinationError, ManifestError, ShardError, StorageError
 from feeder.shards.findings import LostSample, shard_fields
 from feeder.shards.found_shards import find_shards
-from feeder.shards.generations import claim_dataset
 from feeder.shards.manifest import (
     MANIFEST_NAME,
     MARKER_NAME,
@@ -123,7 +123,7 @@ def repair(
         if not plan.has_work:
             return _report(plan, plan.manifest, None)
         try:
-            return _report(plan, write_repair(plan, claim.out), folder.url)
+            return _report(plan, write_repair(plan, claim.out, claim.check), folder.url)
         except BaseException:
             claim.clean = False
             raise

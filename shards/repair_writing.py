@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
+from feeder.shards.change_claim import nothing_to_check
 from feeder.shards.columns import ColumnWriter, consolidated_types, place_columns
 from feeder.shards.contents import generation_name
 from feeder.shards.destinations.protocol import Destination
@@ -93,27 +94,29 @@ class RepairPlan:
         return np.concatenate([finding.kept for finding in self.findings])
 
 
-def write_repair(plan: RepairPlan, out: Destination) -> Manifest:
+def write_repair(plan: RepairPlan, out: Destination, check: Callable[[], None] = nothing_to_check) -> Manifest:
     """Do what a plan says; return the manifest of the dataset then.
 
     Args:
         plan: what is to be done.
         out: the dataset itself, or another folder.
+        check: raises `DestinationError` if the claim on the dataset was lost.
 
     Raises:
-        DestinationError: it cannot be written.
+        DestinationError: the claim was lost, or it cannot be written.
         ShardError: a shard has changed since it was examined.
         StorageError: the storage does not give a file.
     """
-    return _Repair(plan, out).run()
+    return _Repair(plan, out, check).run()
 
 
 class _Repair:
     """Does what a plan says, into the dataset itself or into another folder."""
 
-    def __init__(self, plan: RepairPlan, out: Destination) -> None:
+    def __init__(self, plan: RepairPlan, out: Destination, check: Callable[[], None]) -> None:
         self._plan = plan
         self._out = out
+        self._check = check
         self._new: list[str] = []  # files that no generation names yet
         changes = any(finding.action in ("index", "rewrite", "remove") for finding in plan.findings)
         self._generation = plan.manifest.generation
@@ -131,8 +134,10 @@ class _Repair:
             columns = self._columns()
             manifest = self._settled(records, columns)
             self._out.flush()
+            self._check()
         except BaseException:
             with contextlib.suppress(ShardsError):
+                self._check()
                 self._out.remove(self._new)
             raise
         for name, data in plan.generations.items():
@@ -146,6 +151,7 @@ class _Repair:
 
     def _commit(self, manifest: Manifest) -> None:
         plan = self._plan
+        self._check()
         if not plan.manifest_is_new and manifest != plan.manifest:
             self._out.put(generation_name(plan.manifest.generation), encode_manifest(plan.manifest))
         if manifest != plan.manifest or plan.manifest_sentences:

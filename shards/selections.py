@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
-from feeder.shards.columns import ROWS_A_BATCH, Column, DatasetColumns, cache_folder, format_names, write_cached
+from feeder.shards.cached_files import cache_folder, write_cached
+from feeder.shards.columns import ROWS_A_BATCH, Column, format_names
+from feeder.shards.dataset_columns import DatasetColumns
 from feeder.shards.expressions import Expression, parse_expression
 from feeder.shards.manifest import locate_manifest, read_manifest
 
@@ -67,7 +69,7 @@ def dataset_columns(source: str | os.PathLike[str], cache: str | os.PathLike[str
 
     Args:
         source: of the dataset, of its manifest, or of an earlier generation.
-        cache: the folder of what can be made again; by default `feeder.shards.columns.cache_folder`.
+        cache: the folder of what can be made again; by default `feeder.shards.cached_files.cache_folder`.
     """
     folder, name = locate_manifest(source)
     return DatasetColumns(

@@ -17,6 +17,7 @@ from feeder.errors import FeederError
 from feeder.optional import load
 from feeder.shards.errors import StorageError
 
+PIECE_BYTES = 32 << 20  # of a large file in one request or copy
 STAGED = ".tmp"  # ends the names of files that are not whole yet
 
 _WRITE_BUFFER_BYTES = 1 << 20
@@ -155,6 +156,13 @@ def _mapped_errors(url: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise unreadable(url, error) from error
+
+
+def read_pieces(folder: Folder, name: str) -> Iterator[bytes]:
+    """Yield the bytes of a file of any size, a piece at a time; `FileNotFoundError` if there is none."""
+    size = folder.size(name)
+    for offset in range(0, size, PIECE_BYTES):
+        yield from folder.read_ranges([(name, offset, min(PIECE_BYTES, size - offset))])
 
 
 def open_folder(source: str | os.PathLike[str]) -> Folder:

@@ -78,6 +78,7 @@ class SampleTable:
         values: of each other field but ``label``, its n values: a pyarrow array of the field's type, which may hold
             nulls.
         shuffled: whether the samples lie in random order already, by `shuffle_seed` if that is known.
+        estimated: sizes are estimates and the bytes cannot be read: enough for the preview of a build.
     """
 
     split: str | None = None
@@ -91,6 +92,7 @@ class SampleTable:
     values: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
     shuffled: bool = False
     shuffle_seed: int | None = None
+    estimated: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

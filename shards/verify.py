@@ -48,6 +48,7 @@ _NAMED_SAMPLES = 3  # in a sentence
 _OURS = re.compile(
     rf"shard-\d{{6,}}(\.g\d{{6}})?\.({'|'.join(SHARD_FORMATS)})|.*\.idx\.arrow|{COLUMNS_FOLDER}/.*\.arrow"
 )
+_OURS_AMONG_OTHERS = re.compile(rf".*\.g\d{{6}}\.idx\.arrow|{COLUMNS_FOLDER}/[^/]*\.[0-9a-f]{{8}}\.arrow")
 _MARKERS = (MARKER_NAME, ".changing")
 
 
@@ -140,7 +141,7 @@ def _check_folder(folder: Folder, manifest: Manifest, problems: list[str], notes
         named = named_files(manifest)
         for generation in generations:
             named |= named_files(generation.manifest) if generation.manifest else set()
-        notes += _note_files(folder, (name for name in files if name not in named))
+        notes += _note_files(folder, manifest, (name for name in files if name not in named))
 
 
 def _check_parent(folder: Folder, manifest: Manifest, generations: list[Generation]) -> Iterator[str]:
@@ -162,11 +163,15 @@ def _note_parent(folder: Folder, manifest: Manifest, generations: list[Generatio
         yield f"{folder.where(name)} is missing: what the dataset held before generation {manifest.generation} is gone"
 
 
-def _note_files(folder: Folder, names: Iterable[str]) -> Iterator[str]:
+def _note_files(folder: Folder, manifest: Manifest, names: Iterable[str]) -> Iterator[str]:
+    """Yield files of ours that no generation names; among the files of others, only what none but us writes."""
+    adopted = manifest.adopted or manifest.origin is not None
+    ours = _OURS_AMONG_OTHERS if adopted else _OURS
     for name in names:
-        if name.endswith(STAGED):
+        plain = name.removesuffix(STAGED)
+        if plain != name and (not adopted or plain == MANIFEST_NAME or ours.fullmatch(plain)):
             yield f"{folder.where(name)} was never finished; remove it if no command is writing here"
-        elif _OURS.fullmatch(name):
+        elif ours.fullmatch(name):
             yield f"{folder.where(name)} is of no generation; remove it if no command is writing here"
 
 

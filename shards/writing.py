@@ -40,6 +40,7 @@ from feeder.shards.planning import DEFAULT_SHARD_BYTES, Plan, plan_shards
 from feeder.shards.recoding import NO_RULES, ImageRules
 from feeder.shards.resuming import begin
 from feeder.shards.shard_table import shard_table
+from feeder.shards.sources.opening import open_source
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.spooling import opened
 from feeder.shards.table import SampleTable
@@ -114,7 +115,7 @@ class BuildPreview:
     """What a build would do, as far as names and sizes tell.
 
     Attributes:
-        tables: the samples, one table a split.
+        tables: the samples, one table a split; where `SampleTable.estimated`, sizes and numbers of shards are so.
         shards: how many shards each split gets.
     """
 
@@ -182,8 +183,8 @@ def preview(
     """Return what a build would do, after checking its destination; nothing is written. Errors as in `build`."""
     options = _checked(options, 1)
     check_destination(dest, source)
-    with opened(source, source_options) as tables:
-        return BuildPreview(tables=list(tables), shards=[len(_plan(table, options)) for table in tables])
+    tables = open_source(source, source_options, estimated=True)
+    return BuildPreview(tables=tables, shards=[len(_plan(table, options)) for table in tables])
 
 
 def write_tables(

@@ -11,9 +11,10 @@ from feeder.shards.appending import AppendReport, append
 from feeder.shards.bad_samples import ALWAYS_ALLOWED_BAD
 from feeder.shards.errors import SourceError
 from feeder.shards.packing import Advance
-from feeder.shards.sources import scan_source
-from feeder.shards.table import SampleTable
+from feeder.shards.spooling import opened
+from feeder.shards.table import SPLITS, SampleTable
 from feeder.tools import console
+from feeder.tools.source_options import add_source_arguments, source_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "numbers behind those that there are."
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset made by 'feeder build': one split")
-    parser.add_argument("source", metavar="SOURCE", help="what 'feeder build' takes, without splits")
+    parser.add_argument("source", metavar="SOURCE", help="what 'feeder build' takes: one split of it")
+    parser.add_argument("--split", choices=SPLITS, help="the split of the source to append, where it has several")
     parser.add_argument("--skip-existing", action="store_true", help="leave out samples whose key the dataset has")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that write shards (cores it may use)")
     parser.add_argument(
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with skip, the most that may be bad (%(default)s; {ALWAYS_ALLOWED_BAD} always may, unless it is 0)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_source_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,9 +54,10 @@ def run(args: argparse.Namespace) -> int:
         def start(total: int) -> Advance:
             return stack.enter_context(console.progress(total, "appending", "images"))
 
+        tables = stack.enter_context(opened(args.source, source_options(args)))
         report = append(
             args.dataset,
-            _only(scan_source(args.source), args.source),
+            _chosen(tables, args.source, args.split),
             skip_existing=args.skip_existing,
             on_error=args.on_error,
             max_bad_fraction=args.max_bad_fraction,
@@ -68,15 +72,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _only(tables: list[SampleTable], source: str) -> SampleTable:
-    """Return the samples of a source without splits."""
-    if len(tables) > 1 or tables[0].split is not None:
-        splits = ", ".join(str(table.split) for table in tables)
-        raise SourceError(
-            f"{source} has the splits {splits}, but a dataset is one split; append "
-            f"{source.rstrip('/')}/{tables[0].split} to the dataset that it belongs to"
-        )
-    return tables[0]
+def _chosen(tables: list[SampleTable], source: str, split: str | None) -> SampleTable:
+    """Return the samples of a source without splits, or of the one that was named."""
+    if split is None and len(tables) == 1 and tables[0].split is None:
+        return tables[0]
+    for table in tables:
+        if split is not None and table.split == split:
+            return table
+    splits = ", ".join(str(table.split) for table in tables if table.split)
+    if not splits:
+        raise SourceError(f"{source} has no splits, so none is {split}; append it without --split")
+    if split is not None:
+        raise SourceError(f"{source} has no split {split}: it has {splits}; name one of them with --split")
+    raise SourceError(f"{source} has the splits {splits}, but a dataset is one split; name one of them with --split")
 
 
 def _document(report: AppendReport, seconds: float) -> dict[str, object]:

@@ -116,11 +116,8 @@ def run(args: argparse.Namespace) -> int:
         duplicates=args.duplicates,
     )
     said = source_options(args)
-    if args.retry_failed and (args.dry_run or args.restart):
-        raise ConfigError(
-            f"--retry-failed adds to a finished dataset, which {'--dry-run' if args.dry_run else '--restart'} does not "
-            "go with; leave one of them out"
-        )
+    if args.retry_failed:
+        _refuse_ignored(args, options)
     if args.dry_run:
         _print_preview(preview(args.source, args.dest, options, source_options=said), args.dest, as_json=args.json)
         return 0
@@ -148,6 +145,25 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_report(report, seconds, "built")
     return 0
+
+
+def _refuse_ignored(args: argparse.Namespace, options: BuildOptions) -> None:
+    """Raise `ConfigError` for what trying again would not heed: it does as the build did, by its manifest."""
+    usual = BuildOptions()
+    given = {
+        "--restart": args.restart,
+        "--dry-run": args.dry_run,
+        "--on-error": options.on_error != usual.on_error,
+        "--max-bad-fraction": options.max_bad_fraction != usual.max_bad_fraction,
+        "--max-pixels": options.max_pixels != usual.max_pixels,
+        "--duplicates": options.duplicates != usual.duplicates,
+        "options for images": options.images != usual.images,
+    }
+    if ignored := [name for name, is_given in given.items() if is_given]:
+        raise ConfigError(
+            f"--retry-failed does as the finished build did and takes no {' or '.join(ignored)}; leave that out, or "
+            "build anew"
+        )
 
 
 def _retry(args: argparse.Namespace, said: SourceOptions, workers: int) -> int:
@@ -217,6 +233,7 @@ def _print_preview(would: BuildPreview, dest: str, *, as_json: bool) -> None:
             "shards": shards,
             "classes": len(table.classes),
             "size_bytes": table.size_bytes,
+            "estimated": table.estimated,
         }
         for table, shards in zip(would.tables, would.shards, strict=True)
     ]
@@ -229,10 +246,16 @@ def _print_preview(would: BuildPreview, dest: str, *, as_json: bool) -> None:
                 ("dataset", f"{dest.rstrip('/')}/{table.split}" if table.split else dest),
                 ("samples", f"{part['samples']:,}"),
                 *([("classes", f"{part['classes']:,}")] if table.labelled else []),
-                ("shards", f"{part['shards']:,}, from {console.format_bytes(table.size_bytes)}"),
+                ("shards", _planned(part)),
             ]
         )
     print("\nnothing was written; without --dry-run, this is what would be built")
+
+
+def _planned(part: dict[str, Any]) -> str:
+    """Return how many shards a split would get, and from how much."""
+    about = "about " if part["estimated"] else ""
+    return f"{about}{part['shards']:,}, from {about}{console.format_bytes(part['size_bytes'])}"
 
 
 def print_report(report: BuildReport, seconds: float, done: str) -> None:

@@ -19,10 +19,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from feeder.shards.destinations.conditional import is_s3, put_new, put_over
 from feeder.shards.destinations.protocol import in_use, not_empty
 from feeder.shards.errors import DestinationError
 from feeder.shards.manifest import MARKER_NAME
@@ -31,8 +31,6 @@ RENEW_S = 20.0  # a request every so often costs nothing
 STALE_S = 300.0  # fifteen renewals: a store that does not answer for minutes does not cost the claim
 
 _TEXT = "shardfeed is writing here, or was interrupted; the same command again goes on with it"
-_REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
-_UNKNOWN = ("NotImplemented", "501")  # what stores say to conditions that they do not know
 
 _held: set[str] = set()  # the owners that live in this process: it may have given others up when no store answered
 
@@ -44,10 +42,6 @@ def _clock_s() -> float:
 
 class _LostError(Exception):
     """The marker is not what it was taken for."""
-
-
-class _NoConditionsError(Exception):
-    """The store knows no conditional requests."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +178,7 @@ class Lease:
         """Return the marker, or None if there is none."""
         tag = None
         try:
-            if _is_s3(self._files):
+            if is_s3(self._files):
                 bucket, key, _ = self._files.split_path(self._url)
                 head = self._files.call_s3("head_object", Bucket=bucket, Key=key)
                 tag = head["ETag"]
@@ -211,51 +205,13 @@ class Lease:
     def _write(self, marker: _Marker, found: _Found | None) -> None:
         """Write the marker if it is still absent, or still the one that was found; else raise `_LostError`."""
         data = marker.encoded()
-        for tag in _spellings(found):
-            try:
-                with _mapped_refusals():
-                    if found is None:
-                        self._files.pipe_file(self._url, data, mode="create")
-                    elif tag is not None:
-                        bucket, key, _ = self._files.split_path(self._url)
-                        self._files.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=tag)
-                    else:
-                        self._files.pipe_file(self._url, data)
-                return
-            except _NoConditionsError:
-                self._files.pipe_file(self._url, data)
-                return
-            except _LostError:
-                # A request that was sent again because its answer got lost finds its own result.
-                if (now := self._find()) is not None and now.marker == marker:
-                    return
-        raise _LostError
-
-
-def _spellings(found: _Found | None) -> Iterator[str | None]:
-    """Yield the spellings of an entity tag to try in turn: Ceph's gateway knows one without its quotes alone."""
-    if found is None or found.tag is None:
-        yield None
-    else:
-        yield found.tag
-        yield found.tag.strip('"')
-
-
-@contextlib.contextmanager
-def _mapped_refusals() -> Iterator[None]:
-    """Tell apart what a store says when a condition does not hold, and when it knows none."""
-    try:
-        yield
-    except FileExistsError as error:
-        raise _LostError from error
-    except OSError as error:
-        response = getattr(error.__cause__, "response", None) or {}
-        code = str(response.get("Error", {}).get("Code"))
-        if code in _REFUSED:
-            raise _LostError from error
-        if code in _UNKNOWN:
-            raise _NoConditionsError from error
-        raise
+        if found is None:
+            written = put_new(self._files, self._url, data)
+        else:
+            written = put_over(self._files, self._url, data, found.tag)
+        # A request that was sent again because its answer got lost finds its own result.
+        if not written and ((now := self._find()) is None or now.marker != marker):
+            raise _LostError
 
 
 @functools.cache
@@ -276,7 +232,3 @@ def _started(pid: int) -> int:
         return -1
     fields = stat.rpartition(")")[2].split()  # the name before may hold anything
     return -1 if fields[0] in "ZX" else int(fields[19])
-
-
-def _is_s3(files: Any) -> bool:
-    return hasattr(files, "call_s3")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from feeder.errors import FeederError
+from feeder.shards.destinations.conditional import entity_tag, is_s3, put_over
 from feeder.shards.destinations.lease import Lease
 from feeder.shards.destinations.protocol import in_use, is_own, refuse_foreign, writing_errors
 from feeder.shards.errors import DestinationError
@@ -55,6 +56,19 @@ class RemoteDestination:
         with writing_errors(self.where(name), Exception):
             self.filesystem.pipe_file(self.where(name), data)
 
+    def entity_tag(self, name: str) -> str | None:
+        """Return what tells one version of a file from another; None where the store has no such, or no file."""
+        with writing_errors(self.where(name), Exception), contextlib.suppress(FileNotFoundError):
+            return entity_tag(self.filesystem, self.where(name))
+        return None
+
+    def put_over(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Write a file if it still has the entity tag, in any case if that is None; return whether it is written."""
+        with writing_errors(self.where(name), Exception):
+            if put_over(self.filesystem, self.where(name), data, tag):
+                return True
+            return bytes(self.filesystem.cat_file(self.where(name))) == data  # by a request that was sent twice
+
     def read(self, name: str) -> bytes:
         return self._folder.read(name)
 
@@ -90,7 +104,7 @@ class RemoteDestination:
     def abort_uploads(self) -> None:
         """Abort the uploads in parts that builds began in this folder and did not end, where the store has such."""
         files = self.filesystem
-        if not _is_s3(files):
+        if not is_s3(files):
             return
         with writing_errors(self.url, Exception):
             bucket, prefix, _ = files.split_path(self.where(""))
@@ -117,7 +131,7 @@ class RemoteDestination:
 
     def _put_file(self, path: str, url: str) -> None:
         files = self.filesystem
-        if _is_s3(files):
+        if is_s3(files):
             files.put_file(path, url, chunksize=PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
         else:
             files.put_file(path, url)
@@ -197,7 +211,3 @@ def look(url: str) -> None:
     refuse_foreign(folder.url, entries, vouched=MARKER_NAME in entries)
     if MARKER_NAME in entries and (who := folder.lease().holder()):
         raise in_use(folder.url, who)
-
-
-def _is_s3(files: Any) -> bool:
-    return hasattr(files, "call_s3")

@@ -4,7 +4,8 @@ Found by name where nothing is said: the image in the first of `IMAGE_COLUMNS` t
 ``class``, the key in ``key``, the split in ``split``. Of all others, integers become int64 fields, floating-point
 numbers float64, truth values bool, text (dates and times, too) string; nulls are kept. A column of text whose values
 all end like image files, and of which at least one is there, is a further image field, called after it without
-``_path``, ``_file`` or ``_url``. What names of fields cannot hold becomes ``_``. Lists, structs and bytes are refused.
+``_path``, ``_file`` or ``_url``. What names of fields cannot hold becomes ``_``, and a name that an index has of
+another field gets ``_`` behind it (`feeder.shards.field_names`). Lists, structs and bytes are refused.
 """
 
 import dataclasses
@@ -164,7 +165,9 @@ def combined(column: pa.ChunkedArray) -> pa.Array:
         column = column.cast(pa.large_string())
     if pa.types.is_large_string(column.type) and column.nbytes < 2**31 - 1:
         column = column.cast(pa.string())
-    return pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
+    if column.num_chunks == 0:
+        return pa.array([], column.type)
+    return pa.concat_arrays(column.chunks) if column.num_chunks > 1 else column.chunk(0)
 
 
 def names_images(name: str, column: pa.ChunkedArray) -> bool:

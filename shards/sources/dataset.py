@@ -45,11 +45,12 @@ def scan_dataset(source: str, options: SourceOptions) -> list[SampleTable]:
     tables = []
     for url in found:
         folder, name = locate_manifest(url)
-        tables.append(_table(folder, read_manifest(folder, name), known))
+        tables.append(dataset_table(folder, read_manifest(folder, name), known))
     return tables
 
 
-def _table(folder: Folder, manifest: Manifest, known: tuple[str, ...] | None) -> SampleTable:
+def dataset_table(folder: Folder, manifest: Manifest, known: tuple[str, ...] | None = None) -> SampleTable:
+    """Return the samples of one dataset; `known` are the classes of a file of classes. Errors as in `scan_dataset`."""
     root = manifest.origin or folder.url
     indexes = [load_index(folder, manifest, number) for number in range(len(manifest.shards))]
     labels = np.full(manifest.num_samples, -1, np.int64)

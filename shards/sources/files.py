@@ -1,26 +1,39 @@
 """Files of a source, local or behind a URL: which there are below a folder, and how large they are.
 
 Behind a URL one request for each file would take hours for millions: a folder is listed, which gives a thousand sizes a
-request, and only files that are nearly alone in their folder are asked for one by one.
+request, and only files that are nearly alone in their folder are asked for one by one. A listing of S3 is taken page by
+page, and what is kept of a file is its path as bytes and its size; other file systems of fsspec list a folder as one
+dict a file.
 """
 
+import itertools
 import os
 import stat
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from array import array
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feeder.errors import FeederError
 from feeder.shards.errors import SourceError
-from feeder.shards.names import readable
+from feeder.shards.names import PathTable, readable
 from feeder.shards.storage import RemoteFolder, is_remote, local_path, unreadable
 from feeder.shards.table import UNREADABLE
 
 _LISTED_FROM = 8  # files wanted of one folder: fewer are asked for one by one
 _REQUESTS = 32  # in flight
+_LOCAL_THREADS = (
+    8  # a mount answers them side by side; files in the cache of the machine take no longer than one by one
+)
+_LOCAL_FILES = 1024  # asked for by one thread in a row
+_REMOTE = -4  # stands for a size that is to be asked of a store
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def joined(root: str, path: str) -> str:
@@ -38,26 +51,55 @@ def file_sizes(root: str, paths: Iterable[str | None], absent: int = UNREADABLE)
     Raises:
         StorageError: the storage answered with an error.
     """
-    sizes: list[int] = []
-    remote: dict[str, dict[str, list[int]]] = {}  # rows by folder and name
-    for path in paths:
-        if path is None:
-            sizes.append(absent)
-            continue
-        where = joined(root, path)
-        if is_remote(where):
-            folder, _, name = where.rpartition("/")
-            remote.setdefault(folder, {}).setdefault(name, []).append(len(sizes))
-            sizes.append(UNREADABLE)
-        else:
-            sizes.append(_local_size(where))
-    found = np.array(sizes, np.int64)
-    if remote:
-        _find_remote(remote, found)
+    wheres = PathTable("" if path is None else joined(root, path) for path in paths)
+    blocks = [range(start, min(start + _LOCAL_FILES, len(wheres))) for start in range(0, len(wheres), _LOCAL_FILES)]
+
+    def local_sizes(rows: range) -> list[int]:
+        return [_local_size(where) if (where := wheres[row]) else absent for row in rows]
+
+    found = np.fromiter(
+        itertools.chain.from_iterable(_in_threads(local_sizes, blocks, _LOCAL_THREADS)), np.int64, len(wheres)
+    )
+    remote: dict[str, array[int]] = {}  # rows by folder
+    for row in np.flatnonzero(found == _REMOTE).tolist():
+        remote.setdefault(wheres[row].rpartition("/")[0], array("q")).append(row)
+        found[row] = UNREADABLE
+
+    def find_in(folder: str) -> None:
+        names: dict[str, list[int]] = {}
+        for row in remote[folder]:
+            names.setdefault(wheres[row].rpartition("/")[2], []).append(row)
+        for name, size in _sizes_in(folder, names):
+            found[names[name]] = size
+
+    for _ in _in_threads(find_in, list(remote), _REQUESTS):
+        pass
     return found
 
 
+def _in_threads(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
+    """Yield function(item) of each item, in order, with few of them under way: their results may be large."""
+    if len(items) < 2:
+        yield from map(function, items)
+        return
+    remaining = iter(items)
+    under_way: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="sizes") as pool:
+        try:
+            while True:
+                under_way += [
+                    pool.submit(function, item) for item in itertools.islice(remaining, 2 * threads - len(under_way))
+                ]
+                if not under_way:
+                    return
+                yield under_way.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def _local_size(path: str) -> int:
+    if is_remote(path):
+        return _REMOTE
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a zero byte in the name
@@ -65,35 +107,64 @@ def _local_size(path: str) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else UNREADABLE
 
 
-def _find_remote(wanted: dict[str, dict[str, list[int]]], found: NDArray[np.int64]) -> None:
-    """Fill in the sizes of remote files that exist."""
-
-    def size_in(folder: str, names: dict[str, list[int]]) -> None:
-        for name, size in _sizes_in(folder, names).items():
-            found[names[name]] = size
-
-    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="sizes") as pool:
-        for done in [pool.submit(size_in, folder, names) for folder, names in wanted.items()]:
-            done.result()
-
-
-def _sizes_in(folder: str, names: Iterable[str]) -> dict[str, int]:
-    """Return the sizes of those files of a remote folder that exist."""
-    names = list(names)
+def _sizes_in(folder: str, names: Collection[str]) -> Iterator[tuple[str, int]]:
+    """Yield name and size of those files of a remote folder that exist."""
     try:
         filesystem = RemoteFolder(folder).filesystem()
+        sizes: Iterable[tuple[str, int | None]]
         if len(names) < _LISTED_FROM:
-            entries = [entry for name in names if (entry := _info(filesystem, f"{folder}/{name}"))]
+            found = ((name, _info(filesystem, f"{folder}/{name}")) for name in names)
+            sizes = ((name, entry["size"]) for name, entry in found if entry and entry["type"] == "file")
         else:
-            entries = filesystem.ls(folder, detail=True)
+            sizes = _listed(filesystem, folder, below=False)
+        yield from ((name, int(size)) for name, size in sizes if name in names and size is not None)
     except FileNotFoundError:
-        return {}
+        return
     except FeederError:
         raise
     except Exception as error:
         raise unreadable(folder, error) from error
-    listed = {_last(entry): entry for entry in entries if entry["type"] == "file"}
-    return {name: int(listed[name]["size"]) for name in names if name in listed and listed[name]["size"] is not None}
+
+
+def _listed(filesystem: Any, url: str, *, below: bool) -> Iterator[tuple[str, int | None]]:
+    """Yield the path of each file in a remote folder, relative to it, and its size, None if unknown.
+
+    Args:
+        filesystem: fsspec's object.
+        url: of the folder.
+        below: take those in folders below, too.
+    """
+    if hasattr(filesystem, "call_s3"):
+        yield from _listed_by_pages(filesystem, url, {} if below else {"Delimiter": "/"})
+        return
+    if below:
+        import fsspec
+
+        root = fsspec.core.url_to_fs(url)[1].rstrip("/") + "/"
+        for path, entry in filesystem.find(root, detail=True).items():
+            if path.startswith(root) and entry["type"] == "file":
+                yield path[len(root) :], entry["size"]
+    else:
+        yield from (
+            (_last(entry), entry["size"]) for entry in filesystem.ls(url, detail=True) if entry["type"] == "file"
+        )
+
+
+def _listed_by_pages(filesystem: Any, url: str, options: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """Yield what `_listed` does from S3, where fsspec would keep a dict of a kilobyte for each object."""
+    bucket, prefix, _ = filesystem.split_path(url)
+    prefix = prefix.rstrip("/") + "/" if prefix else ""
+    token: dict[str, str] = {}
+    while True:
+        page = filesystem.call_s3(
+            "list_objects_v2", filesystem.req_kw, Bucket=bucket, Prefix=prefix, **options, **token
+        )
+        for entry in page.get("Contents", ()):
+            if not entry["Key"].endswith("/"):  # else it is what some programs make to show a folder
+                yield entry["Key"][len(prefix) :], int(entry["Size"])
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def _last(entry: dict[str, Any]) -> str:
@@ -107,34 +178,37 @@ def _info(filesystem: Any, url: str) -> dict[str, Any] | None:
         return None
 
 
-def find_remote(url: str) -> dict[str, int]:
-    """Return the size of every file below a remote folder by its path relative to it; hidden ones do not count.
+def find_remote(url: str, wanted: Callable[[str], bool]) -> tuple[PathTable, NDArray[np.int64]]:
+    """Return the paths of the files below a remote folder, relative to it, and int64[n], their sizes; in any order.
+
+    Args:
+        url: the folder.
+        wanted: says of a path whether the file counts; hidden ones do not.
 
     Raises:
         StorageError: the storage answered with an error.
     """
-    import fsspec
+    sizes = array("q")
+
+    def paths() -> Iterator[str]:
+        for path, size in _listed(RemoteFolder(url).filesystem(), url, below=True):
+            if wanted(path) and not any(part.startswith(".") for part in path.split("/")):
+                sizes.append(UNREADABLE if size is None else int(size))
+                yield path
 
     try:
-        filesystem = RemoteFolder(url).filesystem()
-        root = fsspec.core.url_to_fs(url)[1].rstrip("/") + "/"
-        entries = filesystem.find(root, detail=True)
+        found = PathTable(paths())
     except FileNotFoundError:
-        return {}
+        return PathTable(()), np.zeros(0, np.int64)
     except FeederError:
         raise
     except Exception as error:
         raise unreadable(url, error) from error
-    sizes = {}
-    for path, entry in entries.items():
-        inner = path[len(root) :] if path.startswith(root) else ""
-        if inner and entry["type"] == "file" and not any(part.startswith(".") for part in inner.split("/")):
-            sizes[inner] = UNREADABLE if entry["size"] is None else int(entry["size"])
-    return sizes
+    return found, np.frombuffer(sizes, np.int64).copy()
 
 
-def find_local(root: str) -> list[str]:
-    """Return the relative path of every file below a local folder; hidden ones do not count.
+def find_local(root: str, wanted: Callable[[str], bool]) -> list[str]:
+    """Return the relative paths of the files below a local folder whose names are wanted; hidden ones do not count.
 
     Raises:
         SourceError: there is no such folder.
@@ -150,7 +224,7 @@ def find_local(root: str) -> list[str]:
     for folder, inner, names in os.walk(root, onerror=refuse, followlinks=False):
         inner[:] = [name for name in inner if not name.startswith(".")]
         inside = os.path.relpath(folder, root)
-        found += [os.path.normpath(f"{inside}/{name}") for name in names if not name.startswith(".")]
+        found += [os.path.normpath(f"{inside}/{name}") for name in names if wanted(name) and not name.startswith(".")]
     return found
 
 

@@ -14,9 +14,8 @@ Linked folders are followed, except back into a folder that the path already wen
 that of their relative paths, folder by folder, in bytes: class by class, and within a class by name.
 """
 
+import dataclasses
 import os
-import stat
-from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,11 +25,11 @@ from feeder.shards.errors import SourceError
 from feeder.shards.fields import LABEL, Field
 from feeder.shards.images import FILE_EXTENSIONS
 from feeder.shards.names import PathTable, readable
-from feeder.shards.sources.files import find_remote
+from feeder.shards.sources.files import file_sizes, find_remote
 from feeder.shards.sources.labels import number_classes
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.storage import is_remote, local_path, unreadable
-from feeder.shards.table import SPLITS, UNREADABLE, Places, SampleTable
+from feeder.shards.table import SPLITS, Places, SampleTable
 
 
 def scan_source(source: str | os.PathLike[str], options: SourceOptions | None = None) -> list[SampleTable]:
@@ -42,70 +41,81 @@ def scan_source(source: str | os.PathLike[str], options: SourceOptions | None = 
         StorageError: a folder cannot be listed.
     """
     root, paths, sizes = _find(os.fspath(source))
-    if not paths:
+    if not len(paths):
         raise SourceError(
             f"no images in {root}: expected files named {', '.join(sorted(FILE_EXTENSIONS))} in it or in class "
             "folders; check the path"
         )
-    tops = {path.partition("/")[0] if "/" in path else "" for path in paths}
-    parts: list[tuple[str | None, str, list[str], NDArray[np.int64]]] = [(None, root, paths, sizes)]
+    tops = set(map(_top, paths))
+    parts = [_Part(split=None, root=root, paths=paths, sizes=sizes)]
     if tops <= set(SPLITS):
         parts = [_below(split, root, paths, sizes) for split in SPLITS if split in tops]
-    names = {path.partition("/")[0] for _, _, inner, _ in parts for path in inner if "/" in path}
+    names = {top for part in parts for top in set(map(_top, part.paths)) if top}
     if len(set(map(readable, names))) < len(names):
         raise SourceError(f"two class folders of {root} differ only in bytes that are not UTF-8; rename one of them")
     known = options.classes() if options else None
     classes = number_classes(names, known if names else None, readable(root))
-    return [_table(*part, classes) for part in parts]
+    return [_table(part, classes) for part in parts]
 
 
-def _table(
-    split: str | None, root: str, paths: list[str], sizes: NDArray[np.int64], classes: tuple[str, ...]
-) -> SampleTable:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """The files of one split: their paths relative to the root, and int64[n] sizes."""
+
+    split: str | None
+    root: str
+    paths: PathTable
+    sizes: NDArray[np.int64]
+
+
+def _top(path: str) -> str:
+    """Return the first folder of a path, "" if it has none."""
+    return path.partition("/")[0] if "/" in path else ""
+
+
+def _table(part: _Part, classes: tuple[str, ...]) -> SampleTable:
     """Return the files of one split with their labels; images beside class folders are refused."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[path.partition("/")[0]] if "/" in path else -1 for path in paths], np.int64)
+    numbers = {"": -1} | {name: number for number, name in enumerate(classes)}
+    labels = np.fromiter((numbers[_top(path)] for path in part.paths), np.int64, len(part.paths))
     if (labels < 0).any() and (labels >= 0).any():
-        loose = paths[int(np.argmin(labels))]
-        folder = next(path.partition("/")[0] for path in paths if "/" in path)
+        loose, folder = part.paths[int(np.argmin(labels))], _top(part.paths[int(np.argmax(labels >= 0))])
         raise SourceError(
-            f"{root} holds both class folders ({readable(folder)}, …) and images beside them ({readable(loose)}, "
+            f"{part.root} holds both class folders ({readable(folder)}, …) and images beside them ({readable(loose)}, "
             "…), so their label is unknown; move those images into class folders, or away"
         )
-    names = PathTable(paths)
     return SampleTable(
-        split=split,
-        root=root,
-        names=names,
+        split=part.split,
+        root=part.root,
+        names=part.paths,
         labels=labels,
         classes=tuple(map(readable, classes)),
         fields={"image": Field(type="image"), **({"label": LABEL} if labels[0] >= 0 else {})},
-        stored={"image": Places(files=names, sizes=sizes)},
+        stored={"image": Places(files=part.paths, sizes=part.sizes)},
     )
 
 
-def _find(source: str) -> tuple[str, list[str], NDArray[np.int64]]:
+def _find(source: str) -> tuple[str, PathTable, NDArray[np.int64]]:
     """Return the root of a source, and the relative paths and sizes of its image files, in order."""
     if not is_remote(source):
         root = _checked_root(source)
-        return root, *_listing(root)
+        paths = PathTable(_walk(root))
+        return root, paths, file_sizes(root, paths)
     root = source.rstrip("/")
-    images = [(path, size) for path, size in find_remote(root).items() if _is_image(path)]
-    images.sort(key=lambda image: os.fsencode(image[0].replace("/", "\0")))  # the order of `_entries`
-    return root, [path for path, _ in images], np.array([size for _, size in images], np.int64)
+    paths, sizes = find_remote(root, _is_image)
+    order = paths.order()  # that of `_entries`
+    return root, paths.take(order), sizes[order]
 
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in FILE_EXTENSIONS
 
 
-def _below(
-    split: str, root: str, paths: list[str], sizes: NDArray[np.int64]
-) -> tuple[str, str, list[str], NDArray[np.int64]]:
-    """Return split, its folder, and the paths in it with their sizes."""
+def _below(split: str, root: str, paths: PathTable, sizes: NDArray[np.int64]) -> _Part:
+    """Return the files in the folder of a split."""
     start = len(split) + 1
-    chosen = [number for number, path in enumerate(paths) if path.startswith(split + "/")]
-    return split, f"{root.rstrip('/')}/{split}", [paths[number][start:] for number in chosen], sizes[chosen]
+    chosen = np.flatnonzero(np.fromiter((_top(path) == split for path in paths), np.bool_, len(paths)))
+    inner = PathTable(paths[number][start:] for number in chosen.tolist())
+    return _Part(split=split, root=f"{root.rstrip('/')}/{split}", paths=inner, sizes=sizes[chosen])
 
 
 def _checked_root(source: str) -> str:
@@ -118,52 +128,43 @@ def _checked_root(source: str) -> str:
     return root
 
 
-def _listing(root: str) -> tuple[list[str], NDArray[np.int64]]:
-    """Return (relative paths, sizes) of the image files below a folder, in order."""
-    paths: list[str] = []
-    sizes = array("q")
-    for path, size in _walk(root):
-        paths.append(path)
-        sizes.append(size)
-    return paths, np.frombuffer(sizes, np.int64) if sizes else np.zeros(0, np.int64)
-
-
-def _walk(root: str) -> Iterator[tuple[str, int]]:
-    """Yield (relative path, size) of image files in order; a link back to a folder on the way is not followed.
+def _walk(root: str) -> Iterator[str]:
+    """Yield the relative paths of image files in order; a link back to a folder on the way is not followed.
 
     It does not call itself: folders may be nested deeper than Python's stack.
     """
-    identity, entries = _entries(root)
-    way = [(identity, "", iter(entries))]
+    identity, names = _entries(root)
+    way = [(identity, "", iter(names))]
     while way:
         _, inside, remaining = way[-1]
-        for entry, is_folder in remaining:
-            path = inside + entry.name
-            if is_folder:
-                identity, entries = _entries(os.path.join(root, path))
+        for name in remaining:
+            path = inside + os.fsdecode(name.rstrip(b"\0"))
+            if name.endswith(b"\0"):
+                identity, names = _entries(os.path.join(root, path))
                 if all(identity != above for above, _, _ in way):
-                    way.append((identity, path + "/", iter(entries)))
+                    way.append((identity, path + "/", iter(names)))
                     break
-            elif _is_image(entry.name):
-                yield path, _size(entry)
+            elif _is_image(path):
+                yield path
         else:
             way.pop()
 
 
-def _entries(folder: str) -> tuple[tuple[int, int], list[tuple[os.DirEntry[str], bool]]]:
-    """Return the device and inode numbers of a folder, and its entries in order, each with whether it is a folder.
+def _entries(folder: str) -> tuple[tuple[int, int], list[bytes]]:
+    """Return the device and inode numbers of a folder, and the names in it, in order: those of folders with a zero byte
+    behind.
 
-    Names compare as bytes, a folder's with a zero byte behind. So the order is that of the paths with ``/`` read as a
-    zero byte: all of folder ``a`` comes before ``a-b``, as sorted class names have it.
+    So the order is that of the paths with ``/`` read as a zero byte: all of folder ``a`` comes before ``a-b``, as
+    sorted class names have it.
     """
     try:
         status = os.stat(folder)
         with os.scandir(folder) as scan:
-            entries = [(entry, _is_folder(entry)) for entry in scan if entry.name[0] != "."]
+            names = [os.fsencode(entry.name) + b"\0" * _is_folder(entry) for entry in scan if entry.name[0] != "."]
     except OSError as error:
         raise unreadable(folder, error) from error
-    entries.sort(key=lambda pair: os.fsencode(pair[0].name) + b"\0" * pair[1])
-    return (status.st_dev, status.st_ino), entries
+    names.sort()
+    return (status.st_dev, status.st_ino), names
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -172,12 +173,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    """Return the size of a file in bytes, or `UNREADABLE` for what is no regular file."""
-    try:
-        status = entry.stat()
-    except OSError:
-        return UNREADABLE
-    return status.st_size if stat.S_ISREG(status.st_mode) else UNREADABLE

@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -30,8 +30,12 @@ _LEADING_ZERO = r"^[-+]?0[0-9]"
 _INTEGER = r"^[-+]?[0-9]+$"
 
 
-def read_list(where: str) -> pa.Table:
+def read_list(where: str, as_text: Collection[str] = ()) -> pa.Table:
     """Return the columns of a list at a path or URL, told by its extension.
+
+    Args:
+        where: the list.
+        as_text: columns of CSV and TSV that stay text, whatever their values look like.
 
     Raises:
         SourceError: no such list, one without rows, or a row that cannot be read, by its number.
@@ -39,7 +43,7 @@ def read_list(where: str) -> pa.Table:
     """
     with open_binary(where) as file:
         if where.endswith((".csv", ".tsv")):
-            table = _read_csv(file, where, "\t" if where.endswith(".tsv") else ",")
+            table = _read_csv(file, where, "\t" if where.endswith(".tsv") else ",", as_text)
         elif where.endswith(".parquet"):
             table = _read_parquet(file, where)
         else:
@@ -76,7 +80,7 @@ def open_binary(where: str) -> Iterator[BinaryIO]:
         raise unreadable(readable(where), error) from error
 
 
-def _read_csv(file: BinaryIO, where: str, delimiter: str) -> pa.Table:
+def _read_csv(file: BinaryIO, where: str, delimiter: str, as_text: Collection[str]) -> pa.Table:
     from pyarrow import csv
 
     def opened(names: list[str]) -> Any:
@@ -97,7 +101,11 @@ def _read_csv(file: BinaryIO, where: str, delimiter: str) -> pa.Table:
         table = opened(opened([]).schema.names).read_all()
     except pa.ArrowInvalid as error:
         raise _bad_row(where, str(error), "the first row names the columns, and every other has as many") from error
-    return pa.table([_typed(column) for column in table.columns], names=table.column_names)
+    columns = [
+        column if name in as_text else _typed(column)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
+    return pa.table(columns, names=table.column_names)
 
 
 def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:

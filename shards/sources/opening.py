@@ -30,7 +30,11 @@ _FOLDERS = 16  # of each level: enough to find an image where there are any
 
 
 def open_source(
-    source: str | os.PathLike[str], options: SourceOptions | None = None, *, spool: Path | None = None
+    source: str | os.PathLike[str],
+    options: SourceOptions | None = None,
+    *,
+    spool: Path | None = None,
+    estimated: bool = False,
 ) -> list[SampleTable]:
     """Return the samples of a source of any kind: one table a split, or a single one with split None.
 
@@ -41,10 +45,12 @@ def open_source(
         options: what may be said about it.
         spool: a local file for the images of Parquet files; whoever gives its place removes it when the samples were
             read. It is not made for other sources.
+        estimated: do without a spool: sizes of images within Parquet files are estimated, and the samples of such a
+            source cannot be read. Other sources are as ever.
 
     Raises:
         SourceError: the source cannot be used.
-        ConfigError: images within Parquet files, and no spool.
+        ConfigError: images within Parquet files, and neither a spool nor `estimated`.
         DestinationError: the spool cannot be written.
         ManifestError, ShardError: it is a dataset that cannot be used.
         StorageError: the storage does not give what it holds.
@@ -59,7 +65,7 @@ def open_source(
             f"{readable(where)} is a {kind} source, which has no columns, so {' and '.join(said)} says nothing of it; "
             "leave it out, or name a list or Parquet files"
         )
-    tables = _open(where, kind, options, spool)
+    tables = _open(where, kind, options, None if estimated else spool, estimated=estimated)
     if options.classes_file is not None and not any(table.labelled for table in tables):
         raise SourceError(
             f"{readable(where)} has no labels, so the file of classes {options.classes_file} says nothing of it; leave "
@@ -89,7 +95,7 @@ def _refuse_long_names(table: SampleTable) -> None:
                 )
 
 
-def _open(where: str, kind: str, options: SourceOptions, spool: Path | None) -> list[SampleTable]:
+def _open(where: str, kind: str, options: SourceOptions, spool: Path | None, *, estimated: bool) -> list[SampleTable]:
     # Modules of other kinds are not even imported: Parquet's takes 60 ms.
     if kind == "folder":
         return scan_source(where, options)
@@ -108,7 +114,7 @@ def _open(where: str, kind: str, options: SourceOptions, spool: Path | None) -> 
         return scan_archives(files, root, options)
     from feeder.shards.sources.parquet import scan_parquet
 
-    if spool is None:
+    if spool is None and not estimated:
         raise ConfigError(f"{readable(where)} holds images within Parquet files, which need a spool: a local file")
     return scan_parquet(files, root, options, spool)
 
@@ -204,8 +210,12 @@ def source_files(where: str, extension: str) -> tuple[list[str], str]:
         return files, common_folder(files)
     if where.endswith(extension) and (is_remote(where) or not os.path.isdir(where)):
         return [where], where.rpartition("/")[0] or "/"
-    names = find_remote(where) if is_remote(where) else find_local(where)
-    files = [joined(where, name) for name in sorted(names) if name.endswith(extension)]
+
+    def is_one(name: str) -> bool:
+        return name.endswith(extension)
+
+    names = find_remote(where, is_one)[0] if is_remote(where) else find_local(where, is_one)
+    files = [joined(where, name) for name in sorted(names)]
     if not files:
         raise SourceError(f"no {extension} files in {readable(where)}; check the path")
     return files, where

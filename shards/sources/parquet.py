@@ -14,35 +14,29 @@ struct, where all have one and no two the same; else its file and row (``train-0
 import contextlib
 import dataclasses
 import json
-import os
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feeder.shards.errors import BadImageError, DestinationError, SourceError
-from feeder.shards.fields import ABSENT, LABEL, Field
-from feeder.shards.images import EXTENSIONS, image_format
+from feeder.shards.errors import SourceError
+from feeder.shards.fields import LABEL, Field
 from feeder.shards.member_fields import field_name
 from feeder.shards.names import PathTable, readable
 from feeder.shards.sources.columns import Roles, assign_roles, value_fields
-from feeder.shards.sources.files import file_sizes, joined
 from feeder.shards.sources.list_files import open_binary
 from feeder.shards.sources.lists import clean_key, cut_by_column, list_labels, plain_keys, text_column, texts
 from feeder.shards.sources.options import SourceOptions
+from feeder.shards.sources.parquet_bytes import NAME_EXTENSIONS, EstimatedColumn, Spool, SpooledColumn
 from feeder.shards.sources.webdataset import cut_by_file
-from feeder.shards.storage import is_remote, local_path
-from feeder.shards.table import FORBIDDEN, Places, SampleTable
+from feeder.shards.table import SampleTable
 
 _BINARY_IMAGES = frozenset({"image", "img", "jpg", "jpeg", "png", "webp"})  # names of columns of bytes that are images
 _ROWS = 64  # decoded at a time: images of a few MiB each must fit
-_SNIFFED_BYTES = 32  # of an image, which tell its format
-_EXTENSIONS = ("bin", *EXTENSIONS.values())  # of names; the first where the format is unknown
 
 
 def holds_images(where: str) -> bool:
@@ -55,14 +49,15 @@ def holds_images(where: str) -> bool:
     return "image" in _binary_columns(_schema(where)).values()
 
 
-def scan_parquet(files: Sequence[str], root: str, options: SourceOptions, spool: Path) -> list[SampleTable]:
+def scan_parquet(files: Sequence[str], root: str, options: SourceOptions, spool: Path | None) -> list[SampleTable]:
     """Return the samples of Parquet files with images inside: one table a split, or a single one.
 
     Args:
         files: absolute paths or URLs, in order; all have the columns of the first.
         root: what messages name.
         options: which column plays which part.
-        spool: a local file to write the images' bytes to; it must stay for as long as samples are read.
+        spool: a local file to write the images' bytes to; it must stay for as long as samples are read. None: nothing
+            is copied, and sizes are estimated.
 
     Raises:
         SourceError: no whole Parquet file, other columns than in the first, no images, or a value that no field holds.
@@ -71,10 +66,7 @@ def scan_parquet(files: Sequence[str], root: str, options: SourceOptions, spool:
     """
     schema = _schema(files[0])
     roles, stored = _stored_columns(schema, options, files[0])
-    columns = {field: _SpooledColumn(name) for field, (name, _) in stored.items()}
-    with _Spool(spool) as opened:
-        parts = [_read(where, schema, list(columns.values()), opened) for where in files]
-    opened.date(files)
+    parts, columns = _read(files, schema, {field: name for field, (name, _) in stored.items()}, spool)
     listed = pa.concat_tables(parts)
     if not listed.num_rows:
         raise SourceError(f"no samples in {readable(root)}: its {len(files)} Parquet files have no rows")
@@ -91,8 +83,9 @@ def scan_parquet(files: Sequence[str], root: str, options: SourceOptions, spool:
         labels=labels,
         classes=classes,
         fields=fields | value_types,
-        stored={field: column.places(str(spool), files, numbers) for field, column in columns.items()},
+        stored={field: column.places(files, numbers) for field, column in columns.items()},
         values=values,
+        estimated=spool is None,
     )
     if roles.split is not None:
         return cut_by_column(table, listed, roles.split, files[0])
@@ -179,120 +172,29 @@ def _stored_columns(
     return dataclasses.replace(roles, further=tuple(name for name in roles.further if name not in binary)), stored
 
 
-class _Spool:
-    """The file that bytes are copied into."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._end = 0
-
-    def __enter__(self) -> Self:
-        with self._mapped():
-            self._file = self._path.open("wb", buffering=0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def date(self, files: Sequence[str]) -> None:
-        """Give the file the time of the last change of the local files that it was copied from.
-
-        A build that goes on where one stopped copies again, and takes a file that has changed for another input.
-        """
-        local = [os.stat(local_path(file)).st_mtime_ns for file in files if not is_remote(file)]
-        changed_ns = max(local, default=0)
-        os.utime(self._path, ns=(changed_ns, changed_ns))
-
-    def append(self, data: memoryview) -> int:
-        """Append bytes; return where they start."""
-        start = self._end
-        with self._mapped():
-            while data:
-                written = self._file.write(data)
-                self._end += written
-                data = data[written:]
-        return start
-
-    @contextlib.contextmanager
-    def _mapped(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DestinationError(
-                f"cannot write {self._path}, where images are copied out of Parquet: {error.strerror or error}; free "
-                "space there, or choose another place"
-            ) from error
+Columns = Mapping[str, SpooledColumn] | Mapping[str, EstimatedColumn]
 
 
-class _SpooledColumn:
-    """A column of bytes on its way into the spool: where each row's bytes lie there, or the path of its file."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.extensions = array("B")  # of each row, a number in `_EXTENSIONS`
-        self.paths: list[pa.Array] = []  # of each batch
-        self._offsets: list[NDArray[np.int64]] = []
-        self._sizes: list[NDArray[np.int64]] = []
-
-    def append(self, column: pa.Array, spool: _Spool) -> None:
-        """Take the rows of a batch."""
-        if pa.types.is_struct(column.type):
-            binary, paths = pc.struct_field(column, "bytes"), pc.struct_field(column, "path")
-        else:
-            binary, paths = column, pa.nulls(len(column), pa.string())
-        binary = binary.cast(pa.large_binary())
-        _, ends, data = binary.buffers()
-        bounds = np.frombuffer(ends, np.int64)[binary.offset : binary.offset + len(binary) + 1]
-        view = memoryview(data if data is not None else b"")
-        start = spool.append(view[int(bounds[0]) : int(bounds[-1])])
-        present = np.asarray(binary.is_valid())
-        self._offsets.append(bounds[:-1] - bounds[0] + start)
-        self._sizes.append(np.where(present, np.diff(bounds), ABSENT))
-        self.paths.append(paths.cast(pa.string()))
-        for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            self.extensions.append(_sniffed(bytes(view[begin : min(end, begin + _SNIFFED_BYTES)])))
-
-    def path_column(self) -> pa.ChunkedArray:
-        return pa.chunked_array(self.paths, pa.string())
-
-    def places(self, spool: str, files: Sequence[str], numbers: NDArray[np.int64]) -> Places:
-        """Return where the field lies: in the spool, or in the files that rows without bytes name."""
-        sizes, offsets = np.concatenate(self._sizes), np.concatenate(self._offsets)
-        paths = self.path_column()
-        outside = np.flatnonzero((sizes == ABSENT) & np.asarray(paths.is_valid()))
-        named = paths.take(pa.array(outside)).to_pylist()
-        wheres = [
-            joined(files[int(numbers[row])].rpartition("/")[0], path) if _is_inside(path) else path
-            for row, path in zip(outside.tolist(), named, strict=True)
-        ]
-        found = file_sizes(
-            "/", (where if _is_inside(path) else None for where, path in zip(wheres, named, strict=True)), FORBIDDEN
-        )
-        sizes[outside], offsets[outside] = found, 0
-        which = np.zeros(len(sizes), np.int64)
-        which[outside] = 1 + np.arange(len(outside))
-        return Places(files=PathTable([spool, *wheres]), sizes=sizes, numbers=which, offsets=offsets)
+def _read(
+    files: Sequence[str], schema: pa.Schema, stored: Mapping[str, str], spool: Path | None
+) -> tuple[list[pa.Table], Columns]:
+    """Return the other columns of each file, and those of bytes by the field that they are."""
+    rest = pa.schema([field for field in schema if field.name not in stored.values()])
+    if spool is None:
+        estimated = {field: EstimatedColumn(name) for field, name in stored.items()}
+        return [_estimated(where, schema, rest, list(estimated.values())) for where in files], estimated
+    with Spool(spool) as opened:
+        spooled = {field: SpooledColumn(name, opened) for field, name in stored.items()}
+        parts = [_copied(where, schema, rest, list(spooled.values())) for where in files]
+    opened.date(files)
+    return parts, spooled
 
 
-def _is_inside(path: str) -> bool:
-    """Say whether a path leads nowhere but below the folder of its Parquet file, whoever wrote that."""
-    return not (is_remote(path) or path.startswith(("/", "file://")) or ".." in path.split("/"))
-
-
-def _sniffed(data: bytes) -> int:
-    try:
-        return _EXTENSIONS.index(EXTENSIONS[image_format(data)])
-    except BadImageError:
-        return 0
-
-
-def _read(where: str, schema: pa.Schema, columns: Sequence[_SpooledColumn], spool: _Spool) -> pa.Table:
-    """Copy the bytes of a file's columns into the spool; return its other columns."""
+@contextlib.contextmanager
+def _opened(where: str, schema: pa.Schema) -> Iterator[Any]:
+    """Open a Parquet file that has the columns of the first."""
     from pyarrow import parquet
 
-    stored = {column.name for column in columns}
-    rest = pa.schema([field for field in schema if field.name not in stored])
-    batches = []
     with open_binary(where) as file, _whole(where):
         opened = parquet.ParquetFile(file)
         if not opened.schema_arrow.equals(schema):
@@ -300,10 +202,17 @@ def _read(where: str, schema: pa.Schema, columns: Sequence[_SpooledColumn], spoo
                 f"{readable(where)} has other columns than the files before it: {_listed(opened.schema_arrow)}, "
                 f"expected {_listed(schema)}; build them one by one"
             )
-        rows = 0
+        yield opened
+
+
+def _copied(where: str, schema: pa.Schema, rest: pa.Schema, columns: Sequence[SpooledColumn]) -> pa.Table:
+    """Copy the bytes of a file's columns into the spool; return its other columns."""
+    batches = []
+    rows = 0
+    with _opened(where, schema) as opened:
         for batch in opened.iter_batches(_ROWS, use_threads=False):
             for column in columns:
-                column.append(batch.column(column.name), spool)
+                column.append(batch.column(column.name))
             batches.append(batch.select(rest.names))
             rows += len(batch)
     if not rest.names:
@@ -311,11 +220,21 @@ def _read(where: str, schema: pa.Schema, columns: Sequence[_SpooledColumn], spoo
     return pa.Table.from_batches(batches, rest).combine_chunks()
 
 
+def _estimated(where: str, schema: pa.Schema, rest: pa.Schema, columns: Sequence[EstimatedColumn]) -> pa.Table:
+    """Take what a file says of the bytes in some columns; return its other columns."""
+    with _opened(where, schema) as opened:
+        for column in columns:
+            column.append(opened)
+        if not rest.names:
+            return pa.table({"": pa.nulls(opened.metadata.num_rows)})
+        return opened.read(columns=rest.names, use_threads=False).select(rest.names).combine_chunks()
+
+
 def _listed(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
-def _names(image: _SpooledColumn, files: Sequence[str], numbers: NDArray[np.int64]) -> PathTable:
+def _names(image: SpooledColumn | EstimatedColumn, files: Sequence[str], numbers: NDArray[np.int64]) -> PathTable:
     """Return the names of samples: their paths if all have one and no two the same, else file and row."""
     paths = image.path_column()
     if not paths.null_count and pc.count_distinct(paths).as_py() == len(paths):
@@ -324,7 +243,7 @@ def _names(image: _SpooledColumn, files: Sequence[str], numbers: NDArray[np.int6
     firsts = np.searchsorted(numbers, np.arange(len(files)))
     rows = np.arange(len(numbers)) - firsts[numbers]
     return PathTable(
-        f"{stems[file]}/{row:06d}.{_EXTENSIONS[extension]}"
+        f"{stems[file]}/{row:06d}.{NAME_EXTENSIONS[extension]}"
         for file, row, extension in zip(numbers.tolist(), rows.tolist(), image.extensions, strict=True)
     )
 

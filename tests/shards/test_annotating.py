@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from feeder.shards import annotating, columns
 from feeder.shards.annotating import annotate
+from feeder.shards.dropping import drop
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import Field
+from feeder.shards.loading import load_column
 from feeder.shards.manifest import load_manifest
 from feeder.shards.reading import open_dataset
 from feeder.shards.sources import scan_source
+from feeder.shards.storage import LocalFolder
 from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build, build_tables
 
@@ -91,6 +96,27 @@ def test_keys_of_numbers_alone_are_text(image_folder: Path, tmp_path: Path) -> N
     assert annotate(tmp_path / "numbers", tmp_path / "table.csv").matched == 1
 
 
+def test_text_that_fills_more_than_a_batch(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions in an array of strings have 32 bits: texts are taken, put together and written in parts."""
+    monkeypatch.setattr(annotating, "BATCH_BYTES", 100)
+    monkeypatch.setattr(columns, "BATCH_BYTES", 100)
+    before = open_dataset(dataset).describe(np.arange(36))
+    texts = [f"text {i} " * (i % 9) for i in range(36)]
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        table = pa.table(
+            {"key": pa.array(before.keys, pa.large_string()), "x": pa.array(texts, pa.string()).cast(kind)}
+        )
+        annotate(dataset, table, replace=True)
+        assert list(values(dataset, "x").values()) == texts
+    column = load_column(LocalFolder(str(dataset)), load_manifest(dataset), "x")
+    assert column.type == pa.string()
+    assert max(columns.text_bytes(chunk) for chunk in column.chunks) <= 100
+    assert len(column.chunks) > 10
+    drop(dataset, before.keys[:1])
+    assert list(values(dataset, "x").values()) == texts[1:]
+    assert verify(dataset, "full").problems == []
+
+
 def test_only_some_columns(dataset: Path, tmp_path: Path) -> None:
     table = write_table(tmp_path / "table.csv")
     assert set(annotate(dataset, table, columns=["score"]).columns) == {"score"}
@@ -126,17 +152,15 @@ def test_overwriting_needs_to_be_asked_for(dataset: Path) -> None:
         ({"key": ["a"], "x": [1]}, {"columns": ["y"]}, "the table has no column 'y'; it has key, x"),
         ({"key": ["a"], "my score": [1]}, {}, "column 'my score' of the table cannot be a field: expected letters, "),
         ({"key": ["a"], "source": ["x"]}, {}, "column 'source' of the table cannot be a field: expected letters, "),
-        ({"key": ["a"], "x": [[1]]}, {}, "column 'x' of the table has the type list<item: int64>, which is not text, "),
-        ({"key": ["a"], "x": [None]}, {}, "column 'x' of the table has the type null, which is not text, a number"),
+        ({"key": ["a"], "x": [[1]]}, {}, "the column 'x' of the table holds list<item: int64>, which no field can "),
+        ({"key": ["a"], "x": pa.array([2**63], pa.uint64())}, {}, "the column 'x' of the table has a number beyond "),
         ({"key": ["a"], "label": [1]}, {"replace": True},
          "'label' of {} is part of its shards and cannot be replaced by an annotation; rename the column, or choose"),
         ({"key": ["a"], "image": [1]}, {"replace": True}, "'image' of {} is part of its shards and cannot be replaced"),
         ({"key": ["a"], "image.width": [1]}, {}, "'image.width' of {} is part of its shards and cannot be replaced"),
     ],
 )  # fmt: skip
-def test_tables_that_do_not_fit(
-    dataset: Path, columns: dict[str, list[Any]], options: dict[str, Any], sentence: str
-) -> None:
+def test_tables_that_do_not_fit(dataset: Path, columns: dict[str, Any], options: dict[str, Any], sentence: str) -> None:
     before = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
     with pytest.raises(SourceError) as caught:
         annotate(dataset, pa.table(columns), **options)
@@ -144,15 +168,25 @@ def test_tables_that_do_not_fit(
     assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
 
 
+def test_keys_of_a_csv_file_stay_as_they_are_written(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    for name in ("1", "1e5", "true"):
+        (tmp_path / "flat" / f"{name}.jpg").write_bytes((image_folder / "ant" / "ant-00.jpg").read_bytes())
+    build(tmp_path / "flat", tmp_path / "out")
+    for keys in (["1"], ["1e5"], ["true"], ["1", "1e5", "true"]):
+        (tmp_path / "table.csv").write_text("key,x\n" + "".join(f"{key},7\n" for key in keys))
+        assert annotate(tmp_path / "out", tmp_path / "table.csv", replace=True, strict=True).matched == len(keys)
+
+
 def test_tables_that_cannot_be_read(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_text("no")
     (tmp_path / "broken.csv").write_text("key,x\n1,2,3\n")
     for name, sentence in {
-        "absent.csv": f"no such table: {tmp_path}/absent.csv",
+        "absent.csv": f"no such source: {tmp_path}/absent.csv; check the path",
         "table.xlsx": f"{tmp_path}/table.xlsx is no table by its name; expected one that ends in .csv, .tsv, .jsonl, "
         ".ndjson, .parquet",
-        "broken.parquet": f"table {tmp_path}/broken.parquet cannot be read: ",
-        "broken.csv": f"table {tmp_path}/broken.csv cannot be read: ",
+        "broken.parquet": f"{tmp_path}/broken.parquet is no whole Parquet file (",
+        "broken.csv": f"{tmp_path}/broken.csv cannot be read in row 2: Expected 2 columns, got 3: 1,2,3; ",
     }.items():
         with pytest.raises(SourceError) as caught:
             annotate(dataset, tmp_path / name)

@@ -15,10 +15,10 @@ from feeder.shards.errors import SourceError
 from feeder.shards.manifest import load_manifest
 from feeder.shards.reading import open_dataset
 from feeder.shards.recoding import ImageRules, Resize
-from feeder.shards.sources import scan_source
+from feeder.shards.sources import SourceOptions, open_source, scan_source
 from feeder.shards.table import SampleTable
 from feeder.shards.verify import verify
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.writing import BuildOptions, build, build_tables
 from tests.images import write_image_folder
 
 
@@ -155,3 +155,48 @@ def test_an_order_over_the_new_generation(dataset: Path, tmp_path: Path) -> None
     assert 3 in {int(label) for batch in seen for label in batch["label"]}
     again = old.batch(epoch=0, step=2)
     assert (np.asarray(again["image"]) == np.asarray(before["image"])).all()
+
+
+def listed(folder: Path, name: str, text: str, options: SourceOptions | None = None) -> SampleTable:
+    (folder / name).write_text(text)
+    (only,) = open_source(folder / name, options)
+    return only
+
+
+def test_equal_keys_within_the_source_are_refused(dataset: Path, image_folder: Path) -> None:
+    """With keys to skip, too: only the first of two would be recognised."""
+    twice = "path,label,key\nant/ant-00.jpg,ant,ant/ant-00\nbee/bee-00.jpg,bee,ant/ant-00\n"
+    for skip in (False, True):
+        with pytest.raises(SourceError) as caught:
+            append(dataset, listed(image_folder, "list.csv", twice), skip_existing=skip)
+        assert str(caught.value) == (
+            f"ant/ant-00.jpg and bee/bee-00.jpg in {image_folder} would both have the key 'ant/ant-00', because a key "
+            "has no extension; rename or remove one of them"
+        )
+    assert load_manifest(dataset).generation == 0
+
+
+def test_numbered_classes_are_not_those_with_names(dataset: Path, image_folder: Path, tmp_path: Path) -> None:
+    numbers = "path,label,key\nant/ant-00.jpg,0,new-0\nbee/bee-00.jpg,2,new-1\n"
+    names = "path,label,key\nant/ant-00.jpg,ant,new-0\nbee/bee-00.jpg,cat,new-1\n"
+    with pytest.raises(SourceError) as caught:
+        append(dataset, listed(image_folder, "numbers.csv", numbers))
+    assert str(caught.value) == (
+        f"the labels of {image_folder} are numbers (0, 1, 2), but the classes of {dataset} have names (ant, bee, cat); "
+        "give names instead, or a file with the name of each number with --classes"
+    )
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    report = append(
+        dataset,
+        listed(image_folder, "numbers.csv", numbers, SourceOptions(classes_file=str(tmp_path / "classes.txt"))),
+    )
+    assert (report.samples, report.classes) == (2, [])
+    build_tables([listed(image_folder, "numbers.csv", numbers)], tmp_path / "numbered")
+    with pytest.raises(SourceError) as caught:
+        append(tmp_path / "numbered", listed(image_folder, "names.csv", names))
+    assert str(caught.value) == (
+        f"the classes of {image_folder} have names (ant, cat), but those of {tmp_path}/numbered are numbers (0, 1, 2); "
+        "give the numbers instead"
+    )
+    more = numbers.replace("new", "more").replace(",2,", ",4,")
+    assert append(tmp_path / "numbered", listed(image_folder, "more.csv", more)).classes == ["3", "4"]

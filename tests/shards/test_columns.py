@@ -7,19 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from feeder.shards.cached_files import cache_folder
 from feeder.shards.columns import (
     ROWS_A_BATCH,
     Column,
     ColumnWriter,
-    DatasetColumns,
     all_indexes,
-    cache_folder,
     column_runs,
     consolidate,
     consolidated_types,
     format_names,
     rewrite_columns,
 )
+from feeder.shards.dataset_columns import DatasetColumns
 from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.errors import ShardError, StorageError
 from feeder.shards.fields import Field

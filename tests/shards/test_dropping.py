@@ -1,5 +1,6 @@
 """Removing samples from a dataset; what a purge takes away is tested with the generations."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,17 @@ import pytest
 
 from feeder.errors import ConfigError
 from feeder.shards.annotating import annotate
+from feeder.shards.appending import append
 from feeder.shards.dropping import drop
-from feeder.shards.errors import ShardError, SourceError
+from feeder.shards.errors import ShardError, ShardsError, SourceError
+from feeder.shards.loading import load_index
 from feeder.shards.manifest import load_manifest
 from feeder.shards.reading import open_dataset
+from feeder.shards.sources import open_source
+from feeder.shards.storage import LocalFolder
 from feeder.shards.verify import verify
 from feeder.shards.writing import BuildOptions, build
+from tests.images import encoded, write_image_folder
 
 KEYS = ["ant/ant-00", "bee/bee-03"]
 
@@ -85,14 +91,79 @@ def test_a_purge_by_several_processes_is_the_same(image_folder: Path, tmp_path: 
 
 def test_a_damaged_shard_is_not_rewritten(dataset: Path) -> None:
     drop(dataset, KEYS)
+    manifest = load_manifest(dataset)
+    number = min(manifest.shards.dropped)
+    path = dataset / manifest.shards.names[number]
+    offset = load_index(LocalFolder(str(dataset)), manifest, number).image.offsets[0]
+    whole = path.read_bytes()
+    for damaged, sentence in (
+        (whole[: offset + 40] + b"?" + whole[offset + 41 :], f"^{path} was altered at offset {offset}: CRC-32C"),
+        (whole[: offset + 40], f"^{path} changed while it was read"),
+        (None, f"^{path} vanished while it was read"),
+    ):
+        path.unlink(missing_ok=True)
+        if damaged is not None:
+            path.write_bytes(damaged)
+        before = {name: name.read_bytes() for name in dataset.rglob("*") if name.is_file()}
+        with pytest.raises(ShardsError, match=sentence):
+            drop(dataset, [], purge=True)
+        assert {name: name.read_bytes() for name in dataset.rglob("*") if name.is_file()} == before
+
+
+def test_a_shard_of_which_a_sample_cannot_be_read_is_not_rewritten(dataset: Path) -> None:
+    """Else the old one, with the bytes that are to go, would stay."""
+    drop(dataset, KEYS)
     shards = load_manifest(dataset).shards
     path = dataset / shards.names[min(shards.dropped)]
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-    with pytest.raises(
-        ShardError, match=f"^shard {path} was cut or altered: digest .*; run 'feeder verify --level full'"
-    ):
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ShardError) as caught:
         drop(dataset, [], purge=True)
+    assert str(caught.value).startswith(f"6 of 6 samples of {path} cannot be rewritten, such as ")
+    assert str(caught.value).endswith(
+        "it cannot be read: Is a directory; run 'feeder verify --level full' on the dataset"
+    )
     assert load_manifest(dataset).generation == 1
-    assert path.read_bytes() == bytes(data)
+
+
+def test_a_purge_takes_names_out_of_the_lists_of_a_build(tmp_path: Path) -> None:
+    """Lists stand above the splits, and name samples of all of them."""
+    for split in ("train", "val"):
+        write_image_folder(tmp_path / "source" / split, per_class=4)
+        (tmp_path / "source" / split / "ant" / "bad.jpg").write_bytes(b"bad " + split.encode())
+        (tmp_path / "source" / split / "ant" / "other.jpg").write_bytes(b"another " + split.encode())
+    write_image_folder(tmp_path / "source" / "val", per_class=4, first=30)
+    write_image_folder(tmp_path / "source" / "val", classes=("cat",), per_class=2)
+    for name in ("one", "two"):
+        image = (tmp_path / "source" / "train" / "ant" / "ant-00.jpg").read_bytes()
+        (tmp_path / "source" / "train" / "bee" / f"{name}.jpg").write_bytes(image)
+    out = tmp_path / "out"
+    build(tmp_path / "source", out, BuildOptions(shard_samples=4, duplicates="drop"))
+
+    def lines(name: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (out / name).read_text().splitlines()]
+
+    before = lines("duplicates.jsonl")
+    assert {line["key"] for line in before if line["kept"] == "ant/ant-00"} >= {"bee/one", "bee/two"}
+    # A bad image that was good later is a sample, and still on the list.
+    (tmp_path / "source" / "train" / "ant" / "bad.jpg").write_bytes(encoded(77))
+    (table, _) = open_source(tmp_path / "source")
+    append(out / "train", table.take(np.array([list(table.names).index("ant/bad.jpg")])))
+    drop(out / "train", ["ant/bad"])
+    assert {line["source"] for line in lines("bad-images.jsonl")} >= {"train/ant/bad.jpg", "val/ant/bad.jpg"}
+    drop(out / "train", ["ant/ant-00"], purge=True)
+    assert {line["source"] for line in lines("bad-images.jsonl")} == {
+        "train/ant/other.jpg",
+        "val/ant/bad.jpg",
+        "val/ant/other.jpg",
+    }
+    assert lines("duplicates.jsonl") == [
+        line for line in before if line["kept"] != "ant/ant-00" or line["kept_split"] != "train"
+    ]
+    drop(out / "train", ["cat/cat-00"], purge=True)
+    for path in [*(out / "train").rglob("*"), *out.iterdir()]:
+        if path.is_file():
+            data = path.read_bytes()
+            for key in (b"train/ant/bad", b"ant/ant-00", b"bee/one"):
+                assert key not in data or (path.name == "duplicates.jsonl" and b"val" in data)
+    assert verify(out / "train", "full").problems == []

@@ -29,14 +29,20 @@ def remote_table(contents: list[bytes], sizes: list[int]) -> SampleTable:
     )
 
 
-def test_what_is_fetched_together_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[int]] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The sizes that each request of many ranges asked for."""
+    sizes: list[list[int]] = []
 
     def watched(ranges: list[tuple[str, int, int]]) -> list[bytes]:
-        asked.append([size for _, _, size in ranges])
+        sizes.append([size for _, _, size in ranges])
         return read_url_ranges(ranges)
 
     monkeypatch.setattr(fetching, "read_url_ranges", watched)
+    return sizes
+
+
+def test_what_is_fetched_together_is_bounded_in_bytes(asked: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "_FETCHED_BYTES", 100)
     contents = [bytes(size) for size in (60, 40, 1, 300, 100, 0, 0)] + [bytes(1)] * 101
     table = remote_table(contents, [len(content) for content in contents])
@@ -45,11 +51,11 @@ def test_what_is_fetched_together_is_bounded_in_bytes(monkeypatch: pytest.Monkey
     assert asked[3:] == [[100, 0, 0], [1] * 64, [1] * 37]
 
 
-def test_what_is_too_large_is_not_fetched() -> None:
-    table = remote_table([b"a", b"b"], [1, MAX_IMAGE_BYTES + 1])
-    first, second = fetch(table)
+def test_what_is_too_large_is_not_fetched(asked: list[list[int]]) -> None:
+    first, second = fetch(remote_table([b"a", b"b"], [1, MAX_IMAGE_BYTES + 1]))
     assert first["image"] == b"a"
     assert isinstance(second["image"], BadImageError)
+    assert asked == [[1]]
 
 
 def test_the_object_that_is_gone_is_the_one_named() -> None:

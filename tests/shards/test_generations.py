@@ -124,7 +124,8 @@ def test_where_there_is_no_dataset_nothing_is_left(tmp_path: Path) -> None:
 def test_an_error_removes_what_was_written(dataset: Path) -> None:
     def change_and_fail() -> None:
         with change_dataset(dataset) as change:
-            for name in ("shard-000099.tar", "shard-000001.g000001.idx.arrow", "columns/x.01234567.arrow"):
+            assert change.reserve_shards(2) == 6
+            for name in ("shard-000007.tar", "shard-000001.g000001.idx.arrow", "columns/x.01234567.arrow"):
                 change.out.put(name, b"x")
             raise ZeroDivisionError
 

@@ -61,13 +61,6 @@ def test_the_digest_is_pinned_and_depends_on_everything() -> None:
     assert len({make_manifest().digest, *(other.digest for other in others)}) == 5
 
 
-def test_extensions_of_the_archives_of_others() -> None:
-    manifest = make_manifest()
-    fields = {"image": Field(type="image"), "caption": Field(type="string", extension=".txt")}  # of B..txt
-    named = new_manifest(shards=manifest.shards, fields=fields, classes=())
-    assert parse_manifest(encode_manifest(named), "m").fields == fields
-
-
 Edit = Callable[[dict[str, Any]], Any]
 FAULTS: list[tuple[Edit, str]] = [
     (lambda d: d.pop("version"), "missing value at version in"),

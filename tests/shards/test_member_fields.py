@@ -43,11 +43,6 @@ def test_fields_of_extensions() -> None:
     )
 
 
-def test_extensions_that_no_shard_could_hold_give_way_to_the_name() -> None:
-    fields = {field.extensions[0]: field.field.extension for field in member_fields(["jpg", "é", "a.b", ".txt", "x y"])}
-    assert fields == {"jpg": None, ".txt": ".txt", "é": None, "a.b": "a.b", "x y": None}
-
-
 def test_images_of_several_formats_are_one_field_unless_they_meet() -> None:
     assert named("png", "webp", "jpg") == {"image": ("image", ("jpg", "webp", "png"))}
     assert named("png", "webp", "jpg", together=(("jpg", "png"),)) == {

@@ -9,7 +9,7 @@ import pytest
 from feeder.errors import ConfigError
 from feeder.shards import selections
 from feeder.shards.annotating import annotate
-from feeder.shards.columns import DatasetColumns
+from feeder.shards.dataset_columns import DatasetColumns
 from feeder.shards.dropping import drop
 from feeder.shards.expressions import ExpressionError
 from feeder.shards.reading import open_dataset

@@ -182,3 +182,31 @@ def test_a_path_within_parquet_leads_nowhere_but_below_its_folder(tmp_path: Path
         f"its path {path!r} leads out of the folder of the file that names it" for path in [*outside, paths[-1]]
     ]
     assert {image.cause for image in fetched[2:] if isinstance(image, BadImageError)} == {"unreadable"}
+
+
+@pytest.mark.parametrize("paths", [False, True])
+def test_an_estimate_is_the_source_without_its_bytes(tmp_path: Path, paths: bool) -> None:
+    for number in range(3):
+        name = f"data/{('train', 'train', 'test')[number]}-0000{number}-of-00003.parquet"
+        extra = {"mask": pa.array([encoded(row) for row in range(20)]), "text.size": pa.array(range(20))}
+        write(tmp_path / name, 20, first=20 * number, paths=paths, **extra)
+    options = SourceOptions(image_columns={"mask": "mask"})
+    scanned = open_source(tmp_path / "data", options, spool=tmp_path / "spool")
+    estimated = open_source(tmp_path / "data", options, estimated=True)
+    for table, estimate in zip(scanned, estimated, strict=True):
+        assert (estimate.estimated, table.estimated) == (True, False)
+        assert (estimate.fields, estimate.classes, estimate.split) == (table.fields, table.classes, table.split)
+        assert [estimate.key(row) for row in range(len(estimate))] == [table.key(row) for row in range(len(table))]
+        assert estimate.labels.tolist() == table.labels.tolist()
+        assert estimate.values == table.values
+        for field in table.stored:
+            real = table.stored[field].sizes.sum()
+            assert (
+                real <= estimate.stored[field].sizes.sum() < 1.5 * real
+            )  # a page names its least and its largest value, a few of so few rows
+
+
+def test_an_estimate_of_plain_bytes_needs_no_other_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([encoded(row) for row in range(9)])}), tmp_path / "a.parquet")
+    (table,) = open_source(tmp_path / "a.parquet", estimated=True)
+    assert (len(table), table.key(8)) == (9, "a/000008")

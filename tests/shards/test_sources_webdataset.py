@@ -4,18 +4,25 @@ import tarfile
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feeder.shards.adopting import adopt
 from feeder.shards.errors import SourceError
 from feeder.shards.fetching import fetch
 from feeder.shards.fields import ABSENT, LABEL, Field
 from feeder.shards.names import KEY
+from feeder.shards.reading import open_dataset
 from feeder.shards.sources import SourceOptions, open_source
 from feeder.shards.tar_walk import DamagedArchiveError
+from feeder.shards.verify import verify
+from feeder.shards.writing import build
+from tests.images import encoded
 from tests.servers.s3_server import S3Bucket
 from tests.shards.test_tar_walk import packed
+from tests.tar_archives import write_tar
 
 
 def archive(path: Path, *names: str, label: str = "3") -> Path:
@@ -150,3 +157,16 @@ def test_any_name_has_a_key(tmp_path_factory: pytest.TempPathFactory, names: lis
     keys = [table.key(row) for row in range(len(table))]
     assert all(map(KEY.fullmatch, keys))
     assert len(set(keys)) == len(names)
+
+
+def test_members_named_as_no_shard_of_ours_names_them_can_be_built_and_adopted(tmp_path: Path) -> None:
+    members = [("1.jpg", encoded(0)), ("1..txt", b"a cat"), ("1.é+.bin", b"\1"), ("1..json", b"{}")]
+    write_tar(tmp_path / "data" / "a.tar", members)
+    build(tmp_path / "data", tmp_path / "built")
+    adopt(tmp_path / "data", tmp_path / "adopted")
+    for dataset in (tmp_path / "built", tmp_path / "adopted"):
+        reader = open_dataset(dataset)
+        assert list(reader.manifest.fields) == ["image", "_.bin", "caption", "json"]
+        assert reader.values(np.arange(1), "caption") == ["a cat"]
+        assert [reader.read(np.arange(1), name)[1] for name in ("_.bin", "json")] == [[b"\1"], [b"{}"]]
+        assert verify(dataset, "full").problems == []

@@ -4,10 +4,13 @@ import argparse
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from feeder.shards import writing
@@ -16,6 +19,7 @@ from feeder.shards.reading import open_dataset
 from feeder.tools.building import size_bytes
 from feeder.tools.console import format_bytes
 from feeder.tools.main import main
+from tests.images import encoded
 
 
 def test_it_says_what_it_did_and_what_comes_next(
@@ -139,9 +143,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         (str(truncated), out, "--on-error", "fail"): f"its {len(image) - 100} bytes lack the end of the jpeg image",
         (str(image_folder), out, "--workers", "0"): "workers is 0, expected at least 1",
         (str(image_folder), out, "--max-bad-fraction", "2"): "max_bad_fraction is 2.0",
-        (str(image_folder), out, "--retry-failed", "--dry-run"): "--retry-failed adds to a finished dataset, which "
-        "--dry-run does not go with; leave one of them out",
-        (str(image_folder), out, "--retry-failed", "--restart"): "which --restart does not go with",
         (str(image_folder), out, "--split-by-hash", "val=0.1,val=0.2"): "'val=0.1,val=0.2' names a split twice",
         (str(image_folder), out, "--shard-size", "big"): "'big' is no size; write it like 64MiB, 100MB or 1000000",
         (str(image_folder), out, "--shard-size", "9" * 400): "9' is no size; write it like 64MiB, 100MB or 1000000",
@@ -212,7 +213,16 @@ def test_a_dry_run_says_what_would_be_built(
     assert document == {
         "dry_run": True,
         "destination": str(out),
-        "datasets": [{"split": None, "samples": 36, "shards": 1, "classes": 3, "size_bytes": size_bytes}],
+        "datasets": [
+            {
+                "split": None,
+                "samples": 36,
+                "shards": 1,
+                "classes": 3,
+                "size_bytes": size_bytes,
+                "estimated": False,
+            }
+        ],
     }
     assert main(["build", str(image_folder), str(image_folder), "--dry-run"]) == 2
     assert "source and destination are the same folder" in capsys.readouterr().err
@@ -248,3 +258,38 @@ def test_a_build_that_is_gone_on_with_says_so(
 def test_progress_counts_bytes(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(image_folder), str(tmp_path / "out"), "--workers", "1"]) == 0
     assert re.search(r"^building: 36 images in .* images/s, .*B/s$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_dry_run_copies_no_image_out_of_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [encoded(number) for number in range(30)]
+    pq.write_table(pa.table({"image": pa.array(images)}), tmp_path / "a.parquet")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    command = ["build", str(tmp_path / "a.parquet"), str(tmp_path / "out"), "--shard-samples", "10", "--dry-run"]
+    assert main(command) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == "samples 30"
+    assert re.fullmatch(r"shards about 3, from about [0-9.]+ kB", lines[2])
+    assert main([*command, "--json"]) == 0
+    (dataset,) = json.loads(capsys.readouterr().out)["datasets"]
+    assert (dataset["samples"], dataset["shards"], dataset["estimated"]) == (30, 3, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--on-error", "fail"], "--on-error"),
+        (["--restart", "--resize", "shorter=8"], "--restart or options for images"),
+        (["--dry-run"], "--dry-run"),
+        (["--max-pixels", "10", "--duplicates", "drop"], "--max-pixels or --duplicates"),
+    ],
+)
+def test_trying_again_refuses_what_it_would_not_heed(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], named: str
+) -> None:
+    assert main(["build", str(image_folder), str(tmp_path / "out"), "--retry-failed", *given]) == 2
+    assert capsys.readouterr().err == (
+        f"feeder: --retry-failed does as the finished build did and takes no {named}; leave that out, or build anew\n"
+    )
