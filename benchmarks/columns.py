@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from feeder.shards.columns import ROWS_A_BATCH, ColumnWriter, consolidated_types
+from feeder.shards.columns.consolidated import ROWS_A_BATCH, ColumnWriter, consolidated_types
+from feeder.shards.columns.selections import dataset_columns, select
+from feeder.shards.dataset.manifest import COLUMNS_FOLDER, ColumnFile, new_manifest, save_manifest
+from feeder.shards.dataset.shard_table import ShardRecord, shard_table
 from feeder.shards.fields import Field
-from feeder.shards.manifest import COLUMNS_FOLDER, ColumnFile, new_manifest, save_manifest
-from feeder.shards.selections import dataset_columns, select
-from feeder.shards.shard_table import ShardRecord, shard_table
 
 TITLE = "45.5 M samples in 80,000 shards; a fresh process each; files on disk (cold) or in the page cache (warm)"
 

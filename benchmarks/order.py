@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from feeder.order import Order, OrderSettings
+from feeder.shards.dataset.manifest import load_manifest, new_manifest, save_manifest
+from feeder.shards.dataset.shard_table import ShardTable
 from feeder.shards.fields import Field
-from feeder.shards.manifest import load_manifest, new_manifest, save_manifest
-from feeder.shards.shard_table import ShardTable
 
 TITLE = "80,000 shards, 45.5 M samples, 1,024 lanes; rank 517 of 1,000, global batch 256,000; a fresh process each"
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.photographs import photographs
-from feeder.shards.formats import WRITTEN_FORMATS
-from feeder.shards.reading import open_dataset
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.building.writing import BuildOptions, build
+from feeder.shards.formats.known import WRITTEN_FORMATS
+from feeder.shards.reading.opening import open_dataset
 
 TITLE = "a sample, of 32 random ones a read, checked against its CRC-32C; one thread; page cache warm"
 

@@ -19,8 +19,8 @@ from benchmarks.photographs import photographs
 from feeder import ImageDataset, RandomHorizontalFlip, RandomResizedCrop
 from feeder.augment import compile_transforms
 from feeder.engines import open_engine
-from feeder.shards.reading import open_dataset
-from feeder.shards.writing import build
+from feeder.shards.building.writing import build
+from feeder.shards.reading.opening import open_dataset
 
 TITLE = "decode, random resized crop to 224, flip; batches of 64; one process, one thread; page cache warm"
 

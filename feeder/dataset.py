@@ -18,8 +18,8 @@ from feeder.order import COUNT_LIMIT, Order, OrderSettings, RankBatch, Shuffle, 
 from feeder.pipeline import OnError, Pipeline, Step
 from feeder.placement import Placement, local_world_size, resolve_placement
 from feeder.resources import usable_cores
-from feeder.shards.manifest import Manifest
-from feeder.shards.reading import open_dataset
+from feeder.shards.dataset.manifest import Manifest
+from feeder.shards.reading.opening import open_dataset
 from feeder.state import State
 
 Arrays = Literal["auto", "torch", "numpy"]

@@ -33,7 +33,7 @@ from feeder.engines import Engine
 from feeder.errors import ConfigError, SampleError, StalledError, TooManyBadSamplesError
 from feeder.keyed import derive_key, draw
 from feeder.order import Order, RankBatch
-from feeder.shards.rows import Reader
+from feeder.shards.reading.rows import Reader
 from feeder.threads import Threads
 
 OnError = Literal["replace", "mask", "raise"]

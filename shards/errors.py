@@ -29,7 +29,7 @@ class BadImageError(SourceError):
     """One image cannot be used.
 
     Attributes:
-        cause: one of `feeder.shards.images.CAUSES`, what tables of bad images count by.
+        cause: one of `feeder.shards.images.headers.CAUSES`, what tables of bad images count by.
         reason: one clause that says what was got and what was expected.
     """
 

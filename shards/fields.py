@@ -14,7 +14,7 @@ bool        true, false or None                     a column of the index
 
 Every sample has the field ``image``; a stored field other than that one may be absent in some samples. ``label``, where
 there is one, is an int64: a number of the manifest's classes, −1 where a sample has none. Columns of the index may also
-stand in the dataset's ``columns/`` (`feeder.shards.manifest`).
+stand in the dataset's ``columns/`` (`feeder.shards.dataset.manifest`).
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feeder.shards.tar import MAX_NAME_BYTES
+MAX_NAME_BYTES = 100  # of the name field of a USTAR header; longer ones need its prefix, which not every reader joins
 
 # A first folder like __this__ is one that webdataset and energon leave out, with all that is in it.
 KEY = re.compile(r"(?!__[^/]*__/)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")

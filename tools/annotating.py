@@ -4,7 +4,7 @@ import argparse
 import json
 import shlex
 
-from feeder.shards.annotating import AnnotateReport, annotate
+from feeder.shards.changing.annotating import AnnotateReport, annotate
 from feeder.tools import console
 
 

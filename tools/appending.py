@@ -7,11 +7,11 @@ import time
 from contextlib import ExitStack
 
 from feeder.resources import usable_cores
-from feeder.shards.appending import AppendReport, append
-from feeder.shards.bad_samples import ALWAYS_ALLOWED_BAD
+from feeder.shards.building.bad_samples import ALWAYS_ALLOWED_BAD
+from feeder.shards.building.packing import Advance
+from feeder.shards.building.spooling import opened
+from feeder.shards.changing.appending import AppendReport, append
 from feeder.shards.errors import SourceError
-from feeder.shards.packing import Advance
-from feeder.shards.spooling import opened
 from feeder.shards.table import SPLITS, SampleTable
 from feeder.tools import console
 from feeder.tools.source_options import add_source_arguments, source_options

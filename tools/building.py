@@ -10,17 +10,17 @@ from typing import Any
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
-from feeder.shards.bad_samples import ALWAYS_ALLOWED_BAD
-from feeder.shards.committing import BuildReport
-from feeder.shards.duplicates import MODES
-from feeder.shards.formats import WRITTEN_FORMATS
-from feeder.shards.images import CAUSES, MAX_PIXELS
-from feeder.shards.manifest import Manifest
-from feeder.shards.planning import DEFAULT_SHARD_BYTES
-from feeder.shards.recoding import FILTERED
-from feeder.shards.retrying import retry_failed
+from feeder.shards.building.bad_samples import ALWAYS_ALLOWED_BAD
+from feeder.shards.building.committing import BuildReport
+from feeder.shards.building.duplicates import MODES
+from feeder.shards.building.planning import DEFAULT_SHARD_BYTES
+from feeder.shards.building.writing import BuildOptions, BuildPreview, build, preview
+from feeder.shards.changing.retrying import retry_failed
+from feeder.shards.dataset.manifest import Manifest
+from feeder.shards.formats.known import WRITTEN_FORMATS
+from feeder.shards.images.headers import CAUSES, MAX_PIXELS
+from feeder.shards.images.rules import FILTERED
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.writing import BuildOptions, BuildPreview, build, preview
 from feeder.tools import console
 from feeder.tools.image_options import add_image_arguments, image_rules
 from feeder.tools.source_options import add_source_arguments, source_options

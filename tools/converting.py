@@ -9,12 +9,12 @@ from typing import Any
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
-from feeder.shards.committing import BuildReport
-from feeder.shards.formats import WRITTEN_FORMATS
-from feeder.shards.parquet_export import FILE_BYTES, ParquetReport, export_parquet
-from feeder.shards.planning import DEFAULT_SHARD_BYTES
+from feeder.shards.building.committing import BuildReport
+from feeder.shards.building.parquet_export import FILE_BYTES, ParquetReport, export_parquet
+from feeder.shards.building.planning import DEFAULT_SHARD_BYTES
+from feeder.shards.building.writing import BuildOptions, build
+from feeder.shards.formats.known import WRITTEN_FORMATS
 from feeder.shards.sources import SourceOptions
-from feeder.shards.writing import BuildOptions, build
 from feeder.tools import console
 from feeder.tools.building import print_report, report_document, size_bytes
 

@@ -20,13 +20,13 @@ from feeder import optional
 from feeder.errors import ConfigError
 from feeder.placement import Placement
 from feeder.resources import usable_cores
+from feeder.shards.building.writing import BuildOptions, build
+from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.errors import ShardsError
-from feeder.shards.manifest import Manifest
-from feeder.shards.reading import open_dataset
+from feeder.shards.reading.opening import open_dataset
 from feeder.shards.sources import scan_source
 from feeder.shards.storage import staged_file
 from feeder.shards.table import UNREADABLE
-from feeder.shards.writing import BuildOptions, build
 from feeder.tools import console
 from feeder.tools.dataset_options import DEFAULT_BATCH, count
 from feeder.tools.resume_proof import LEAST_IMAGES, Proof, open_one_lane, prove_resume

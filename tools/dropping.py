@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from feeder.resources import usable_cores
-from feeder.shards.dropping import DropReport, drop
+from feeder.shards.building.packing import Advance
+from feeder.shards.changing.dropping import DropReport, drop
 from feeder.shards.errors import SourceError
-from feeder.shards.packing import Advance
 from feeder.tools import console
 
 _SHOWN = 5  # missing keys named on the terminal

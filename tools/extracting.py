@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from feeder.errors import ConfigError
-from feeder.shards.images import FILE_EXTENSIONS
-from feeder.shards.listing import find_sample
-from feeder.shards.rows import Reader
+from feeder.shards.formats.tar import SCALARS_EXTENSION, encode_scalars, member_extension, scalar_names
+from feeder.shards.images.headers import FILE_EXTENSIONS
+from feeder.shards.reading.listing import find_sample
+from feeder.shards.reading.rows import Reader
 from feeder.shards.storage import staged_file
-from feeder.shards.tar import SCALARS_EXTENSION, encode_scalars, member_extension, scalar_names
 from feeder.tools.console import printable
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from feeder.errors import ConfigError
-from feeder.shards.recoding import DEFAULT_QUALITY, ImageRules, Resize
+from feeder.shards.images.rules import DEFAULT_QUALITY, ImageRules, Resize
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
-from feeder.shards.adoptable import find_adoptable
-from feeder.shards.adopting import AdoptedDataset, AdoptReport, adopt
+from feeder.shards.adoption.adopting import AdoptedDataset, AdoptReport, adopt
+from feeder.shards.adoption.finding import find_adoptable
+from feeder.shards.archives.foreign_indexes import FOREIGN_TOOLS, ForeignIndexes, write_foreign_indexes
+from feeder.shards.dataset.manifest import Manifest, load_manifest
 from feeder.shards.errors import SourceError
-from feeder.shards.foreign_indexes import FOREIGN_TOOLS, ForeignIndexes, write_foreign_indexes
-from feeder.shards.manifest import Manifest, load_manifest
-from feeder.shards.reading import find_datasets
+from feeder.shards.reading.opening import find_datasets
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.storage import is_remote, open_folder
 from feeder.tools import console

@@ -9,14 +9,14 @@ from itertools import islice
 from typing import Any
 
 from feeder.errors import ConfigError
-from feeder.shards.contents import generation_name, list_files, read_generations
+from feeder.shards.dataset.contents import generation_name, list_files, read_generations
+from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.errors import StorageError
-from feeder.shards.listing import list_samples
-from feeder.shards.manifest import Manifest
-from feeder.shards.reading import find_datasets, open_dataset
-from feeder.shards.rows import Reader
+from feeder.shards.reading.listing import list_samples
+from feeder.shards.reading.opening import find_datasets, open_dataset
+from feeder.shards.reading.rows import Reader
+from feeder.shards.reading.summary import QUANTILES, FieldSummary, Summary, summarise
 from feeder.shards.storage import open_folder
-from feeder.shards.summary import QUANTILES, FieldSummary, Summary, summarise
 from feeder.tools import console
 from feeder.tools.extracting import extract
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
-from feeder.shards.index import index_name
-from feeder.shards.reading import find_datasets
-from feeder.shards.repair import RepairReport, repair
-from feeder.shards.repair_writing import LOST_NAME
+from feeder.shards.formats.index import index_name
+from feeder.shards.reading.opening import find_datasets
+from feeder.shards.repairing.repair import RepairReport, repair
+from feeder.shards.repairing.repair_writing import LOST_NAME
 from feeder.shards.sources.options import read_classes
 from feeder.shards.table import SPLITS
 from feeder.tools import console

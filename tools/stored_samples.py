@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, permute
-from feeder.shards.listing import ids_with_label
-from feeder.shards.reading import open_dataset
-from feeder.shards.rows import Reader
+from feeder.shards.reading.listing import ids_with_label
+from feeder.shards.reading.opening import open_dataset
+from feeder.shards.reading.rows import Reader
 from feeder.tools import console, contact_sheet
 from feeder.tools.contact_sheet import Tile
 

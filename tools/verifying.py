@@ -10,10 +10,10 @@ import numpy as np
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
-from feeder.shards.contents import generation_name
-from feeder.shards.manifest import MANIFEST_NAME, load_manifest
-from feeder.shards.reading import find_datasets
-from feeder.shards.verify import LEVELS, VerifyReport, verify
+from feeder.shards.dataset.contents import generation_name
+from feeder.shards.dataset.manifest import MANIFEST_NAME, load_manifest
+from feeder.shards.reading.opening import find_datasets
+from feeder.shards.repairing.verify import LEVELS, VerifyReport, verify
 from feeder.tools import console
 
 _DAMAGED = 1

@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from feeder.shards.dataset.manifest import MANIFEST_NAME
 from feeder.shards.destinations import local, remote
 from feeder.shards.destinations.protocol import PLAN_NAME, Claim
 from feeder.shards.errors import DestinationError, ResumeError
-from feeder.shards.index import index_name
-from feeder.shards.manifest import MANIFEST_NAME
+from feeder.shards.formats.index import index_name
 from feeder.shards.storage import is_remote, local_path
 
 _RECORD = index_name("x.tar")[1:]  # ends the name of what is written last of a shard

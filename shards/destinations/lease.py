@@ -22,10 +22,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from feeder.shards.dataset.manifest import MARKER_NAME
 from feeder.shards.destinations.conditional import is_s3, put_new, put_over
 from feeder.shards.destinations.protocol import in_use, not_empty
 from feeder.shards.errors import DestinationError
-from feeder.shards.manifest import MARKER_NAME
 
 RENEW_S = 20.0  # a request every so often costs nothing
 STALE_S = 300.0  # fifteen renewals: a store that does not answer for minutes does not cost the claim

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from feeder.shards.dataset.manifest import COLUMNS_FOLDER, MARKER_NAME
 from feeder.shards.destinations.protocol import in_use, is_own, not_empty, refuse_foreign, writing_errors
 from feeder.shards.errors import DestinationError
-from feeder.shards.manifest import COLUMNS_FOLDER, MARKER_NAME
 from feeder.shards.storage import flush_folder, staged_file
 from feeder.shards.table import SPLITS
 

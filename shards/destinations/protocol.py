@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO, Protocol
 
 from feeder.errors import FeederError
+from feeder.shards.dataset.manifest import COLUMNS_FOLDER, MANIFEST_NAME, MARKER_NAME
 from feeder.shards.errors import DestinationError
-from feeder.shards.formats import WRITTEN_FORMATS
-from feeder.shards.manifest import COLUMNS_FOLDER, MANIFEST_NAME, MARKER_NAME
+from feeder.shards.formats.known import WRITTEN_FORMATS
 from feeder.shards.storage import STAGED, is_remote
 from feeder.shards.table import SPLITS
 

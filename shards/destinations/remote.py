@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from feeder.errors import FeederError
+from feeder.shards.dataset.manifest import COLUMNS_FOLDER, MARKER_NAME
 from feeder.shards.destinations.conditional import entity_tag, is_s3, put_over
 from feeder.shards.destinations.lease import Lease
 from feeder.shards.destinations.protocol import in_use, is_own, refuse_foreign, writing_errors
 from feeder.shards.errors import DestinationError
-from feeder.shards.manifest import COLUMNS_FOLDER, MARKER_NAME
 from feeder.shards.storage import RemoteFolder
 from feeder.shards.table import SPLITS
 

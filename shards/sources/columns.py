@@ -5,7 +5,7 @@ Found by name where nothing is said: the image in the first of `IMAGE_COLUMNS` t
 numbers float64, truth values bool, text (dates and times, too) string; nulls are kept. A column of text whose values
 all end like image files, and of which at least one is there, is a further image field, called after it without
 ``_path``, ``_file`` or ``_url``. What names of fields cannot hold becomes ``_``, and a name that an index has of
-another field gets ``_`` behind it (`feeder.shards.field_names`). Lists, structs and bytes are refused.
+another field gets ``_`` behind it (`feeder.shards.formats.field_names`). Lists, structs and bytes are refused.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feeder.shards.archives.member_fields import field_name
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import Field
-from feeder.shards.images import FILE_EXTENSIONS
-from feeder.shards.member_fields import field_name
+from feeder.shards.images.headers import FILE_EXTENSIONS
 from feeder.shards.names import readable
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.table import SPLITS

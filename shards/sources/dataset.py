@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from feeder.shards.dataset.loading import find_datasets, load_column, load_index
+from feeder.shards.dataset.manifest import Manifest, locate_manifest, read_manifest
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT, LABEL
-from feeder.shards.formats import SHARD_FORMATS
-from feeder.shards.index import ShardIndex, column_type
-from feeder.shards.loading import find_datasets, load_column, load_index
-from feeder.shards.manifest import Manifest, locate_manifest, read_manifest
+from feeder.shards.formats.index import ShardIndex, column_type
+from feeder.shards.formats.known import SHARD_FORMATS
 from feeder.shards.names import PathTable
 from feeder.shards.sources.columns import combined
 from feeder.shards.sources.labels import number_classes

@@ -9,9 +9,9 @@ number.
 A file of classes (`feeder.shards.sources.options`) gives labels by its own order; a class folder that it does not name
 is refused. Behind a URL the folder is listed once, with the sizes of its files.
 
-Files count by their extension, in any case (`feeder.shards.images.FILE_EXTENSIONS`); hidden files and folders do not.
-Linked folders are followed, except back into a folder that the path already went through. The order of samples is
-that of their relative paths, folder by folder, in bytes: class by class, and within a class by name.
+Files count by their extension, in any case (`feeder.shards.images.headers.FILE_EXTENSIONS`); hidden files and folders
+do not. Linked folders are followed, except back into a folder that the path already went through. The order of samples
+is that of their relative paths, folder by folder, in bytes: class by class, and within a class by name.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import LABEL, Field
-from feeder.shards.images import FILE_EXTENSIONS
+from feeder.shards.images.headers import FILE_EXTENSIONS
 from feeder.shards.names import PathTable, readable
 from feeder.shards.sources.files import file_sizes, find_remote
 from feeder.shards.sources.labels import number_classes

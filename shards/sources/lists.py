@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT, LABEL, Field
-from feeder.shards.images import FILE_EXTENSIONS
+from feeder.shards.images.headers import FILE_EXTENSIONS
 from feeder.shards.names import KEY, MAX_KEY_BYTES, PathTable, key_of, readable
 from feeder.shards.sources.columns import (
     Roles,
@@ -32,7 +32,7 @@ from feeder.shards.sources.files import file_sizes
 from feeder.shards.sources.labels import column_labels
 from feeder.shards.sources.list_files import read_list
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.splitting import cut_table
+from feeder.shards.sources.splitting import cut_table
 from feeder.shards.storage import is_remote, local_path
 from feeder.shards.table import Places, SampleTable
 

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from feeder.errors import ConfigError
+from feeder.shards.dataset.manifest import GENERATIONS_FOLDER, MANIFEST_NAME
 from feeder.shards.errors import SourceError
-from feeder.shards.field_names import settled_table
-from feeder.shards.images import FILE_EXTENSIONS
-from feeder.shards.manifest import GENERATIONS_FOLDER, MANIFEST_NAME
-from feeder.shards.names import MAX_KEY_BYTES, readable
+from feeder.shards.formats.field_names import settled_table
+from feeder.shards.formats.tar import member_extension
+from feeder.shards.images.headers import FILE_EXTENSIONS
+from feeder.shards.names import MAX_KEY_BYTES, MAX_NAME_BYTES, readable
 from feeder.shards.sources.files import entries, find_local, find_remote, is_file, joined
 from feeder.shards.sources.folders import scan_source
 from feeder.shards.sources.list_files import EXTENSIONS as LIST_EXTENSIONS
 from feeder.shards.sources.options import SourceOptions
 from feeder.shards.sources.patterns import expand_pattern, is_pattern
-from feeder.shards.splitting import split_by_hash
+from feeder.shards.sources.splitting import split_by_hash
 from feeder.shards.storage import is_remote, local_path
 from feeder.shards.table import SPLITS, SampleTable
-from feeder.shards.tar import MAX_NAME_BYTES, member_extension
 
 _FILES = {"webdataset": ".tar", "parquet": ".parquet"}
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")

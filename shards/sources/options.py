@@ -29,7 +29,8 @@ class SourceOptions:
             ``class``, ``key``, ``split``, where there are any.
         columns: which further columns to keep as fields; None: all.
         base: the folder or URL that relative paths in a list start from; None: the list's own folder.
-        split_by_hash: fractions of the samples that become splits of those names; see `feeder.shards.splitting`.
+        split_by_hash: fractions of the samples that become splits of those names; see
+            `feeder.shards.sources.splitting`.
         damaged: of tar archives that are cut or damaged: ``"fail"`` refuses them, ``"keep"`` takes the samples before
             the damage.
     """

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from feeder.shards.archives.member_fields import field_name
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import LABEL, Field
-from feeder.shards.member_fields import field_name
 from feeder.shards.names import PathTable, readable
 from feeder.shards.sources.columns import Roles, assign_roles, value_fields
 from feeder.shards.sources.list_files import open_binary

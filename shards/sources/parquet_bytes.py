@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from feeder.shards.errors import BadImageError, DestinationError
 from feeder.shards.fields import ABSENT
-from feeder.shards.images import EXTENSIONS, image_format
+from feeder.shards.images.headers import EXTENSIONS, image_format
 from feeder.shards.names import PathTable
 from feeder.shards.sources.files import file_sizes, joined
 from feeder.shards.storage import is_remote, local_path

@@ -1,9 +1,10 @@
 """WebDataset: tar archives whose members are samples, by any program, local or behind a URL.
 
-Samples, keys and fields are found by the rules of `feeder.shards.members` and `feeder.shards.member_fields`. Archives
-of two or more splits, told by the names of their folders or files (``val/000.tar``, ``in1k-train-{0000..1023}.tar``),
-become splits. A sample without an image is a bad sample. Where two archives hold a sample of the same key, all keys get
-their archive's name in front (``000017/sample3``); of one archive, keys must differ.
+Samples, keys and fields are found by the rules of `feeder.shards.archives.members` and
+`feeder.shards.archives.member_fields`. Archives of two or more splits, told by the names of their folders or files
+(``val/000.tar``, ``in1k-train-{0000..1023}.tar``), become splits. A sample without an image is a bad sample. Where two
+archives hold a sample of the same key, all keys get their archive's name in front (``000017/sample3``); of one
+archive, keys must differ.
 
 A label's number is the class; the classes' names come from a file of classes, else they are the numbers.
 """
@@ -18,15 +19,15 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from feeder.shards.archives.member_fields import IMAGE_ORDER, MemberField, is_value, member_fields, member_values
+from feeder.shards.archives.members import TarSamples, walk_archives
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT, LABEL
-from feeder.shards.member_fields import IMAGE_ORDER, MemberField, is_value, member_fields, member_values
-from feeder.shards.members import TarSamples, walk_archives
 from feeder.shards.names import PathTable, readable
 from feeder.shards.sources.columns import combined
 from feeder.shards.sources.labels import integer_classes
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.splitting import cut_table
+from feeder.shards.sources.splitting import cut_table
 from feeder.shards.table import SPLITS, Places, SampleTable
 
 _log = logging.getLogger("feeder")

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feeder.shards.committing import BuildReport
+from feeder.shards.building.committing import BuildReport
+from feeder.shards.building.writing import BuildOptions, build
+from feeder.shards.dataset.manifest import MARKER_NAME, load_manifest
 from feeder.shards.destinations.local import MARKER_TEXT
 from feeder.shards.errors import ManifestError, ShardError, ShardsError, StorageError
-from feeder.shards.formats import SHARD_FORMATS
-from feeder.shards.index import ShardIndex
-from feeder.shards.manifest import MARKER_NAME, load_manifest
-from feeder.shards.reading import Reader, ShardReader, load_index, open_dataset
-from feeder.shards.sequential import SequentialShard
+from feeder.shards.formats.index import ShardIndex
+from feeder.shards.formats.known import SHARD_FORMATS
+from feeder.shards.formats.sequential import SequentialShard
+from feeder.shards.reading.opening import Reader, ShardReader, load_index, open_dataset
+from feeder.shards.repairing.verify import verify
 from feeder.shards.storage import LocalFolder
-from feeder.shards.verify import verify
-from feeder.shards.writing import BuildOptions, build
 from tests.images import encoded, write_image_folder
 
 AGAIN = "copy it again from the dataset's origin"
@@ -122,7 +122,7 @@ DAMAGES = [remove_shard, rename_shard, remove_index, cut_shard, alter_shard, cut
 
 
 class FormatContract:
-    """Duties of every format; see `feeder.shards.formats`."""
+    """Duties of every format; see `feeder.shards.formats.known`."""
 
     format: str
 
@@ -248,7 +248,7 @@ class FormatContract:
     def test_a_limit_of_the_file_size_is_one_sentence(self, image_folder: Path, tmp_path: Path) -> None:
         script = textwrap.dedent("""
             import resource, signal, sys
-            from feeder.shards.writing import BuildOptions, build
+            from feeder.shards.building.writing import BuildOptions, build
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
             try:

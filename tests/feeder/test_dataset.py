@@ -15,7 +15,7 @@ import pytest
 from feeder import ImageDataset, Normalize, RandomHorizontalFlip, RandomResizedCrop, Shuffle, presets
 from feeder.errors import ConfigError, RankError, SampleError, StateError, TooManyBadSamplesError
 from feeder.placement import Placement
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.building.writing import BuildOptions, build
 from tests.images import encoded, write_image_folder
 
 TRAIN = (RandomResizedCrop(32), RandomHorizontalFlip())

@@ -10,7 +10,7 @@ from feeder.augment import RandomResizedCrop, compile_transforms
 from feeder.errors import StalledError, TooManyBadSamplesError
 from feeder.order import Order, OrderSettings, RankBatch
 from feeder.pipeline import Pipeline, Step
-from feeder.shards.rows import Rows
+from feeder.shards.reading.rows import Rows
 
 
 class Memory:

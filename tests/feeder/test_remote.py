@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from feeder import ImageDataset, RandomResizedCrop
+from feeder.shards.building.writing import BuildOptions, build
 from feeder.shards.errors import ManifestError, ShardError
-from feeder.shards.writing import BuildOptions, build
 
 
 def open_remote(url):

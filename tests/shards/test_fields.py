@@ -12,19 +12,19 @@ import pyarrow as pa
 import pytest
 
 from feeder.errors import ConfigError
+from feeder.shards.building.packing import ShardTask, write_shard
+from feeder.shards.building.planning import plan_shards
+from feeder.shards.dataset.manifest import load_manifest, new_manifest, save_manifest
+from feeder.shards.dataset.shard_table import SEGMENT_BYTES, ShardTable, segment_starts, shard_table
 from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT, LABEL, Field
-from feeder.shards.formats import WRITTEN_FORMATS, shard_name
-from feeder.shards.manifest import load_manifest, new_manifest, save_manifest
+from feeder.shards.formats.known import WRITTEN_FORMATS, shard_name
+from feeder.shards.formats.tar import END
 from feeder.shards.names import PathTable
-from feeder.shards.packing import ShardTask, write_shard
-from feeder.shards.planning import plan_shards
-from feeder.shards.reading import open_dataset
-from feeder.shards.shard_table import SEGMENT_BYTES, ShardTable, segment_starts, shard_table
+from feeder.shards.reading.opening import open_dataset
+from feeder.shards.repairing.verify import verify
 from feeder.shards.table import Places, SampleTable
-from feeder.shards.tar import END
-from feeder.shards.verify import verify
 from tests.images import encoded
 
 FIELDS = {

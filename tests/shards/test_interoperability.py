@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feeder.shards.foreign_indexes import write_foreign_indexes
-from feeder.shards.parquet_export import export_parquet
-from feeder.shards.reading import open_dataset
+from feeder.shards.archives.foreign_indexes import write_foreign_indexes
+from feeder.shards.building.parquet_export import export_parquet
+from feeder.shards.building.writing import BuildOptions, build, build_tables
+from feeder.shards.formats.tar import member_header
+from feeder.shards.reading.opening import open_dataset
 from feeder.shards.sources.lists import scan_list
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.tar import member_header
-from feeder.shards.writing import BuildOptions, build, build_tables
 from tests.images import encoded
 from tests.peers import peer
 

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from feeder.shards.formats.tar import member_header
 from feeder.shards.names import KEY, MAX_KEY_BYTES, PathTable, key_of, readable
-from feeder.shards.tar import member_header
 
 # what a POSIX file system takes: no slash, no zero byte; any bytes, as surrogates where they are not UTF-8
 NAMES = st.one_of(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from feeder.shards.manifest import load_manifest
-from feeder.shards.writing import build
+from feeder.shards.building.writing import build
+from feeder.shards.dataset.manifest import load_manifest
 from feeder.tools.main import main
 
 

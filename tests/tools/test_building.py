@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feeder.shards import writing
-from feeder.shards.manifest import load_manifest
-from feeder.shards.reading import open_dataset
+from feeder.shards.building import writing
+from feeder.shards.dataset.manifest import load_manifest
+from feeder.shards.reading.opening import open_dataset
 from feeder.tools.building import size_bytes
 from feeder.tools.console import format_bytes
 from feeder.tools.main import main

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from feeder.shards.reading import open_dataset
+from feeder.shards.building.writing import BuildOptions, build, build_tables
+from feeder.shards.reading.opening import open_dataset
+from feeder.shards.repairing.verify import verify
 from feeder.shards.sources.lists import scan_list
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.splitting import balanced_order
-from feeder.shards.verify import verify
-from feeder.shards.writing import BuildOptions, build, build_tables
+from feeder.shards.sources.splitting import balanced_order
 from feeder.tools.main import main
 from tests.images import encoded, write_image_folder
 

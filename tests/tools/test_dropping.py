@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from feeder.shards.manifest import load_manifest
-from feeder.shards.writing import build
+from feeder.shards.building.writing import build
+from feeder.shards.dataset.manifest import load_manifest
 from feeder.tools.main import main
 
 _PURGE = "their bytes are still in the shards, for older generations; to remove them for good: feeder drop {} --purge"

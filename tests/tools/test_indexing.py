@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from feeder.shards.reading import open_dataset
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.building.writing import BuildOptions, build
+from feeder.shards.reading.opening import open_dataset
 from feeder.tools.main import main
 from tests.images import encoded, write_image_folder
 from tests.tar_archives import write_tar

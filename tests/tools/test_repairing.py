@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from feeder.shards.manifest import load_manifest
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.building.writing import BuildOptions, build
+from feeder.shards.dataset.manifest import load_manifest
 from feeder.tools.main import main
 from tests.contracts.formats import files_of
 from tests.images import write_image_folder

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from feeder import ImageDataset, presets
-from feeder.shards.writing import BuildOptions, build_tables
+from feeder.shards.building.writing import BuildOptions, build_tables
 from feeder.tools import contact_sheet
 from feeder.tools.main import main
 from tests.tables import write_table

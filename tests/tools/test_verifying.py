@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from feeder.shards.manifest import encode_manifest, load_manifest, save_manifest, sealed
-from feeder.shards.shard_table import shard_table
-from feeder.shards.writing import BuildOptions, build
+from feeder.shards.building.writing import BuildOptions, build
+from feeder.shards.dataset.manifest import encode_manifest, load_manifest, save_manifest, sealed
+from feeder.shards.dataset.shard_table import shard_table
 from feeder.tools.main import main
 from tests.images import encoded
 

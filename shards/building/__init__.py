@@ -1,0 +1,1 @@
+"""Building datasets: planned, written by worker processes, gone on with after an interruption, committed."""

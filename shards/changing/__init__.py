@@ -1,0 +1,1 @@
+"""Changes of a dataset: each is a new generation of its manifest."""

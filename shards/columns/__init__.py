@@ -1,0 +1,1 @@
+"""Fields of all samples as columns, and expressions over them."""

@@ -1,0 +1,1 @@
+"""What a dataset says of itself: its manifest, its shards, its files."""

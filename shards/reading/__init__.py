@@ -1,0 +1,1 @@
+"""Reading datasets: sample ids in, rows and checked bytes out."""

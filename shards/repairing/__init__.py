@@ -1,0 +1,1 @@
+"""Damage: found, explained, and mended as far as it can be."""
