@@ -89,18 +89,24 @@ class FoundFields:
 def tar_fields(found: FoundFields) -> list[AdoptedField]:
     """Return the fields of tar archives: those of their members, then those of img2dataset's Parquet files.
 
-    A column whose name a member has already is left out: img2dataset writes captions into both.
+    A column whose name a member has already is left out: img2dataset writes captions into both. Of two columns that
+    would have one name (``a b``, ``a_b``), the one that is called so keeps it, and the other gets ``_`` behind it.
     """
     fields = [
         AdoptedField(name=member.name, field=member.field, parts=member.extensions)
         for member in member_fields(found.parts, found.together)
     ]
-    taken = {field.name for field in fields}
-    for column in sorted(found.columns):
+    members = {field.name for field in fields}
+    columns: dict[str, str] = {}
+    for column in sorted(found.columns, key=lambda column: (field_name(column) != column, column)):
         name = field_name(column)
-        if name not in taken:
-            kind = _TYPE_NAMES.get(found.columns[column], "string")  # a column that is null everywhere is no number
-            fields.append(AdoptedField(name=name, field=Field(type=kind), column=column))
+        if name not in members:
+            while name in columns:
+                name += "_"
+            columns[name] = column
+    for name, column in sorted(columns.items(), key=lambda item: item[1]):
+        kind = _TYPE_NAMES.get(found.columns[column], "string")  # a column that is null everywhere is no number
+        fields.append(AdoptedField(name=name, field=Field(type=kind), column=column))
     return _settled(fields)
 
 

@@ -47,6 +47,11 @@ def by_cause(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def counted(counts: Counter[str]) -> str:
+    """Return counts by cause as text."""
+    return ", ".join(f"{count} {cause}" for cause, count in by_cause(counts).items())
+
+
 class BadLimit:
     """Counts bad images and stops a build that has too many.
 
@@ -75,4 +80,4 @@ class BadLimit:
 
     def described(self) -> str:
         """Return the counts by cause as text."""
-        return ", ".join(f"{count} {cause}" for cause, count in by_cause(self._causes).items())
+        return counted(self._causes)

@@ -12,7 +12,7 @@ from feeder.shards.errors import BadImageError, ShardError, SourceError
 from feeder.shards.fields import ABSENT
 from feeder.shards.images import MAX_IMAGE_BYTES
 from feeder.shards.names import readable
-from feeder.shards.storage import is_remote, read_regular_file, read_url_ranges, unreadable
+from feeder.shards.storage import RemoteFolder, is_remote, read_regular_file, read_url_ranges, unreadable
 from feeder.shards.table import FORBIDDEN, UNREADABLE, Places, SampleTable
 
 Fetched = dict[str, bytes | BadImageError]
@@ -163,9 +163,20 @@ class _Column:
             try:
                 data = read_url_ranges(ranges)
             except FileNotFoundError as error:
-                raise _vanished(str(error.filename or ranges[0][0])) from error
+                raise _vanished(_first_gone([url for url, _, _ in ranges])) from error
             self._fetched = dict(zip(rows, data, strict=True))
         return self._fetched
+
+
+def _first_gone(urls: list[str]) -> str:
+    """Return the first URL of those where nothing is; the error of reads together does not say which."""
+    for url in dict.fromkeys(urls):
+        folder, _, name = url.rpartition("/")
+        try:
+            RemoteFolder(folder).size(name)
+        except FileNotFoundError:
+            return url
+    return urls[0]
 
 
 def _unread(path: str, size: int, error: OSError) -> BadImageError:

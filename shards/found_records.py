@@ -183,7 +183,7 @@ def _held(field: Field, name: str, index: ShardIndex | None) -> bool:
 
 
 def _record(shard: FoundShard, index: ShardIndex, digest: str, size_bytes: int, dropped: int) -> ShardRecord:
-    columns = {name: index.column(name) for name in index.names if name.endswith((".offset", ".size"))}
+    columns = {name: index.column(name) for name in index.names if name.endswith((".offset", ".size", ".crc32c"))}
     return ShardRecord(
         name=shard.name,
         samples=index.num_samples,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT
 from feeder.shards.names import PathTable, readable
-from feeder.shards.tar_walk import DamagedArchiveError, Member, TarFile, open_tar, walk_tar
+from feeder.shards.tar_walk import DamagedArchiveError, JoinedArchivesError, Member, TarFile, open_tar, walk_tar
 
 MAX_EXTENSIONS = 256  # more are no fields but names with dots, which the rule for keys cuts at the wrong place
 MAX_CONTENT_BYTES = 1 << 20  # of one member read as a value: a text or a number, not a file
@@ -43,7 +43,7 @@ class TarSamples:
         sizes: of each extension, int64[n]: bytes; `ABSENT` where a sample has no such member.
         contents: of the extensions asked for, what the members hold: large_binary[n], null where absent.
         damage: what is wrong with the archive, a sentence; empty if nothing is. The samples are then those before the
-            damage, without the last, of which members may be missing.
+            damage, without the last if members of it may be missing.
     """
 
     where: str
@@ -92,7 +92,7 @@ def gather_samples(
 ) -> TarSamples:
     """Return the samples that the members of an open archive are; arguments and errors as in `walk_samples`."""
     gathered = _Gathered(file, wanted)
-    damage = ""
+    damage, lacking = "", 0
     try:
         for member in members:
             gathered.add(member)
@@ -100,7 +100,8 @@ def gather_samples(
         if not keep_damaged:
             raise
         damage = str(error)
-    return gathered.samples(where, damage)
+        lacking = 0 if isinstance(error, JoinedArchivesError) else 1
+    return gathered.samples(where, damage, lacking)
 
 
 def walk_archives(
@@ -201,9 +202,9 @@ class _Gathered:
             )
         return self._file.read(member.offset, member.size)
 
-    def samples(self, where: str, damage: str) -> TarSamples:
-        """Return what was gathered."""
-        count = max(0, len(self._keys) - bool(damage))
+    def samples(self, where: str, damage: str, lacking: int) -> TarSamples:
+        """Return what was gathered but for the last samples, of which so many may lack members."""
+        count = max(0, len(self._keys) - lacking)
         offsets, sizes, contents = {}, {}, {}
         for extension, rows_array in self._rows.items():
             rows = np.frombuffer(rows_array, np.int64)

@@ -26,11 +26,11 @@ def key_of(path: str) -> str:
     """Return the key of the file at a path relative to the source's root.
 
     The key is the path without its extension. If it holds a character other than ``A-Z a-z 0-9 _ - /``, takes more than
-    84 bytes, or begins with a folder like ``__this__``, every run of such characters and ``_`` becomes one ``_``, the
-    name is cut to fit, and ``-`` and 16 hexadecimal digits of the blake2b digest of the whole path are appended: so
-    different files keep different keys, also when nothing of their names could be kept. Only files that differ in
-    nothing but a clean name's extension (``a.jpg``, ``a.png``) clash. ``A.jpg`` and ``a.jpg`` are two keys, as they are
-    two names in a tar.
+    84 bytes, or begins with a folder like ``__this__``, every run of such characters and ``_`` becomes one ``_``, a
+    folder without a name goes (``/a``, ``a//b``), the name is cut to fit, and ``-`` and 16 hexadecimal digits of the
+    blake2b digest of the whole path are appended: so different files keep different keys, also when nothing of their
+    names could be kept. Only files that differ in nothing but a clean name's extension (``a.jpg``, ``a.png``) clash.
+    ``A.jpg`` and ``a.jpg`` are two keys, as they are two names in a tar.
     """
     folder, _, name = path.rpartition("/")
     stem = name.rpartition(".")[0] or name
@@ -38,7 +38,7 @@ def key_of(path: str) -> str:
     if len(plain) <= MAX_KEY_BYTES and KEY.fullmatch(plain):
         return plain
     digest = hashlib.blake2b(os.fsencode(path), digest_size=_DIGEST_DIGITS // 2).hexdigest()
-    kept = _REPLACED.sub("_", plain)[: MAX_KEY_BYTES - _DIGEST_DIGITS - 1]
+    kept = "/".join(filter(None, _REPLACED.sub("_", plain).split("/")))[: MAX_KEY_BYTES - _DIGEST_DIGITS - 1]
     return f"{kept}-{digest}"
 
 

@@ -117,7 +117,9 @@ class _NothingGoodError(Exception):
 
 def sample_ends(columns: dict[str, pa.Array]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return int64[n]: where the last byte of each sample ends in its shard, by the columns of the shard's index."""
-    stored = [name.removesuffix(".offset") for name in columns if name.endswith(".offset")]
+    # A field of values may be called x.offset, too; only what is stored has a CRC-32C.
+    stored = [name.removesuffix(".crc32c") for name in columns if name.endswith(".crc32c")]
+    stored = [name for name in stored if {f"{name}.offset", f"{name}.size"} <= columns.keys()]
     ends = [
         np.asarray(columns[f"{name}.offset"], np.int64) + np.maximum(np.asarray(columns[f"{name}.size"], np.int64), 0)
         for name in stored

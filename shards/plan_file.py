@@ -179,7 +179,7 @@ def _changed(root: str, file: str) -> int:
         return 0
     try:
         return os.stat(os.path.join(root, local_path(file))).st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
         return -1
 
 

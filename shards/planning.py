@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from feeder.keyed import derive_key, draw
 from feeder.shards.errors import SourceError
-from feeder.shards.names import readable
+from feeder.shards.names import key_of, readable
 from feeder.shards.splitting import balanced_order
 from feeder.shards.table import SampleTable
 from feeder.shards.tar import END, member_sizes, scalar_names
@@ -124,7 +124,9 @@ def refuse_clashes(table: SampleTable) -> None:
     for position in np.flatnonzero(digests[order[1:]] == digests[order[:-1]]):
         first, second = (int(order[position + i]) for i in (0, 1))
         if table.key(first) == table.key(second):
+            said = f"{table.name(first)} and {table.name(second)} in {readable(table.root)} would both have the key "
+            if key_of(table.names[first]) != table.key(first):  # it is not made of the name
+                raise SourceError(f"{said}{table.key(first)!r}; give each sample a key of its own")
             raise SourceError(
-                f"{table.name(first)} and {table.name(second)} in {readable(table.root)} would both have the key "
-                f"{table.key(first)!r}, because a key has no extension; rename or remove one of them"
+                f"{said}{table.key(first)!r}, because a key has no extension; rename or remove one of them"
             )

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from feeder.keyed import derive_key, draw
 from feeder.shards.errors import SourceError
 from feeder.shards.names import readable
-from feeder.shards.table import SPLITS, SampleTable
-
-_REST = "train"  # what is not cut off
+from feeder.shards.table import REST, SPLITS, SampleTable
 
 
 def split_by_hash(tables: Sequence[SampleTable], fractions: Mapping[str, float]) -> list[SampleTable]:
@@ -36,18 +34,18 @@ def split_by_hash(tables: Sequence[SampleTable], fractions: Mapping[str, float])
     if not fractions:
         return list(tables)
     names = [split for split in SPLITS if split in fractions]
-    chosen = next((table for table in tables if len(tables) == 1 or table.split == _REST), None)
+    chosen = next((table for table in tables if len(tables) == 1 or table.split == REST), None)
     present = {table.split for table in tables if table is not chosen} - {None}
-    if chosen is None or present & {*names, _REST} or _REST in names:
+    if chosen is None or present & {*names, REST} or REST in names:
         there = ", ".join(str(table.split) for table in tables)
         raise SourceError(
-            f"{readable(tables[0].root)} cannot be split into {', '.join([_REST, *names])}, because it has the splits "
+            f"{readable(tables[0].root)} cannot be split into {', '.join([REST, *names])}, because it has the splits "
             f"{there}; splits by hash are cut off the samples of 'train', or of a source without splits"
         )
     points = hash_points(chosen)
     ends = np.cumsum([fractions[name] for name in names])
-    parts = cut_table(chosen, np.searchsorted(ends, points, side="right"), [*names, _REST])
-    for name in (*names, _REST):
+    parts = cut_table(chosen, np.searchsorted(ends, points, side="right"), [*names, REST])
+    for name in (*names, REST):
         if all(part.split != name for part in parts):
             raise SourceError(
                 f"the split {name!r} by hash would be empty: {len(chosen)} samples are too few for a fraction of "

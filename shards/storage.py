@@ -194,6 +194,8 @@ def read_regular_file(path: str, limit: int = -1) -> bytes:
 
     What is no regular file is refused with the system's own kind of error, `OSError`; a pipe cannot block.
     """
+    if "\0" in path:  # not the system's to refuse: Python does, with another kind of error
+        raise OSError(errno.EINVAL, "a zero byte in its name", path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb", buffering=0) as file:
         status = os.fstat(descriptor)

@@ -45,7 +45,6 @@ from feeder.shards.tar_walk import LOCAL_READ_BYTES, Member, TarFile, walk_tar
 
 _VERSION = "1"
 _PIECE_BYTES = MAX_CONTENT_BYTES  # of a member read at a time: values of the index are read again, and must be whole
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SIDECAR_COLUMNS = frozenset({"key", "status"})  # by which a Parquet file is known as img2dataset's
 _AGAIN = "copy it again from its origin, or if it is still being written, run the command again when it is at rest"
 VALUE = "="  # begins the names of columns of values
@@ -186,13 +185,6 @@ def _format_number(header: ImageHeader) -> int:
 
 def _survey_tar(shard: SequentialShard, folder: Folder, name: str) -> dict[str, pa.Array]:
     """Return the columns of a tar archive, joined with the Parquet file that img2dataset puts beside it."""
-    beginning = shard.read(0, 8)
-    for magic, program in _COMPRESSED.items():
-        if beginning.startswith(magic):
-            raise SourceError(
-                f"{shard.where} is compressed ({program}), so no sample in it can be read alone; decompress it, the "
-                "images in it are compressed already"
-            )
     file = TarFile(shard.where, shard.size_bytes, shard.read, LOCAL_READ_BYTES)
     measured: dict[int, tuple[int, ImageHeader]] = {}
 

@@ -15,6 +15,7 @@ from feeder.shards.fields import Field
 from feeder.shards.names import PathTable, key_of, readable
 
 SPLITS = ("train", "val", "validation", "valid", "test")  # the names that folders of splits may have, in order
+REST = "train"  # the split that others are cut off from
 UNREADABLE = -1  # stands for the size of what is no regular file: a dangling link, a pipe, a device
 FORBIDDEN = -3  # stands for the size of a file that its source must not name (−2 is `feeder.shards.fields.ABSENT`)
 

@@ -19,6 +19,8 @@ from feeder.shards.tar import BLOCK
 
 LOCAL_READ_BYTES = 4096  # a header, a small content and the next header; a page costs no more than a block
 REMOTE_READ_BYTES = 1 << 20  # a request's latency is worth as much; contents beyond are skipped
+_RECORD_BYTES = 20 * BLOCK  # tar fills an archive up to whole records of so many bytes
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MAX_RECORDS_BYTES = 1 << 20  # of PAX records or a long name: more is damage
 
 _REGULAR = b"0\0007"  # NUL: of V7; 7: contiguous, which no system makes otherwise than regular
@@ -39,6 +41,10 @@ class DamagedArchiveError(SourceError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class JoinedArchivesError(DamagedArchiveError):
+    """An archive goes on behind its end; all members before that are whole."""
 
 
 class Member(NamedTuple):
@@ -137,7 +143,8 @@ def walk_tar(file: TarFile) -> Generator[Member, None, int]:
     Raises:
         DamagedArchiveError: a header is damaged, a content is cut, or the two zero blocks that end an archive are
             missing: then samples may be, too. Members before the damage were yielded.
-        SourceError: a sparse file.
+        JoinedArchivesError: something stands behind those blocks, which most programs do not read.
+        SourceError: a sparse file, or the archive is compressed.
         StorageError: the storage does not give the bytes.
     """
     position = 0
@@ -147,13 +154,14 @@ def walk_tar(file: TarFile) -> Generator[Member, None, int]:
     while True:
         header = file.read(position, BLOCK)
         if len(header) < BLOCK:
-            raise _damaged(file, end, f"it ends at byte {file.size_bytes} without the zero blocks that end an archive")
+            raise _no_header(file, position, header, end)
         if header[0] == 0 and not any(header):
+            _refuse_more(file, position)
             return position
         kind = header[156:157]
         size = _number(header[124:136])
         if not _right_sum(header) or size is None:
-            raise _damaged(file, end, f"the header at byte {position} is damaged")
+            raise _no_header(file, position, header, end)
         start = position + BLOCK
         if kind in b"xgLK":
             (for_all if kind == b"g" else own).update(_extension(file, kind, start, size, end))
@@ -178,6 +186,31 @@ def walk_tar(file: TarFile) -> Generator[Member, None, int]:
             if kind in _REGULAR and not (kind == b"\0" and name.endswith("/")):  # so does V7 write a folder
                 yield Member(name, start, size, end)
         end = position
+
+
+def _refuse_more(file: TarFile, end: int) -> None:
+    """Raise `JoinedArchivesError` if an archive goes on behind the zero blocks that end it, within a record or two."""
+    beyond = end + 2 * BLOCK
+    if any(file.read(beyond, min(2 * _RECORD_BYTES, max(0, file.size_bytes - beyond)))):
+        raise JoinedArchivesError(
+            f"{file.where} goes on behind the zero blocks at byte {end} that end an archive, as when archives are "
+            "joined with cat, and most programs do not read on; keep the archives apart, or join them with tar "
+            "--concatenate",
+            end,
+        )
+
+
+def _no_header(file: TarFile, position: int, found: bytes, end: int) -> SourceError:
+    """Return the error for what was found where a header should be; a compressed archive is told by its beginning."""
+    for magic, program in _COMPRESSED.items():
+        if position == 0 and found.startswith(magic):
+            return SourceError(
+                f"{file.where} is compressed ({program}), so no sample in it can be read alone; decompress it, the "
+                "images in it are compressed already"
+            )
+    if len(found) < BLOCK:
+        return _damaged(file, end, f"it ends at byte {file.size_bytes} without the zero blocks that end an archive")
+    return _damaged(file, end, f"the header at byte {position} is damaged")
 
 
 def _whole_blocks(size: int) -> int:

@@ -3,6 +3,9 @@
 Workers are spawned, not forked, so that they inherit no threads (those of fsspec's event loop among them) and no
 descriptors. Each holds the claim on the destination with its parent and dies with it, so nobody writes into a
 destination that another build has claimed.
+
+When a build is interrupted, workers finish the shards that they are writing, since those are kept. When it is
+interrupted again meanwhile, they end at once.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from feeder.interrupts import workers_ignore_interrupts
@@ -69,17 +73,23 @@ def run_tasks(
         for task in tasks:
             yield task, function(task)
         return
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(hold,)
-    )
+    context = multiprocessing.get_context("spawn")
+    life, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(hold, life))
     try:
-        yield from _finished(pool, function, tasks, workers * _QUEUED_PER_WORKER)
+        try:
+            yield from _finished(pool, function, tasks, workers * _QUEUED_PER_WORKER)
+        finally:
+            pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:
         raise DestinationError(
             "a worker process died; if the machine ran out of memory, run it again with fewer --workers"
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        # A second interrupt ends the orderly shutdown half-way; workers that nobody tells to stop would be waited for
+        # for ever at the interpreter's end.
+        ours.close()
+        life.close()
 
 
 def _finished(
@@ -98,8 +108,8 @@ def _finished(
             yield pending.pop(future), future.result()
 
 
-def _start_worker(hold: Callable[[], None]) -> None:
-    """Prepare a worker process: hold the claim for its lifetime, and die with the parent.
+def _start_worker(hold: Callable[[], None], life: Connection) -> None:
+    """Prepare a worker process: hold the claim for its lifetime, and die with the parent or when that closes `life`.
 
     If the parent has died or given the destination up meanwhile, there is nothing to do and nobody to tell.
     """
@@ -110,10 +120,10 @@ def _start_worker(hold: Callable[[], None]) -> None:
         os._exit(1)
     if parent is None or not parent.is_alive():  # asked with the claim held: no other build can claim it any more
         os._exit(1)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_die_with, args=(life,), daemon=True).start()
 
 
-def _die_with(parent: multiprocessing.process.BaseProcess) -> None:
+def _die_with(life: Connection) -> None:
     with contextlib.suppress(Exception):
-        parent.join()
+        life.poll(None)  # nothing is ever sent: readable is the end
     os._exit(1)

@@ -19,12 +19,13 @@ What a build promises, in order; if the code disagrees, the code is wrong:
 import contextlib
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from feeder.arguments import one_of
 from feeder.errors import ConfigError
-from feeder.shards.bad_samples import BadLimit
+from feeder.shards.bad_samples import BadLimit, counted
 from feeder.shards.committing import BuildReport, commit, committed
 from feeder.shards.destinations.claiming import check_destination, claim_destination
 from feeder.shards.destinations.protocol import Claim, Destination
@@ -262,7 +263,8 @@ def _write_split(
             limit.count(table, shard.bad)
             shards[task.name] = shard
     if not any(shard.shard for shard in shards.values()):
-        raise NoGoodImageError(f"no good image in {table.root}: all {len(table)} are bad, {limit.described()}")
+        causes = Counter(image.cause for shard in shards.values() for image in shard.bad)
+        raise NoGoodImageError(f"no good image in {table.root}: all {len(table)} are bad, {counted(causes)}")
     return {name: shards[name] for name in names}
 
 

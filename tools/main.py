@@ -62,6 +62,14 @@ class _Parser(argparse.ArgumentParser):
         """Return the spellings of all options."""
         return [option for action in self._actions for option in action.option_strings]
 
+    def empty(self, args: argparse.Namespace) -> str | None:
+        """Return the name of a positional argument that is empty: as a path, it would be the working folder."""
+        for action in self._actions:
+            value = getattr(args, action.dest, None)
+            if not action.option_strings and "" in (value if isinstance(value, list) else [value]):
+                return str(action.metavar or action.dest)
+        return None
+
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"feeder: {console.printable(message)} (see '{self.prog} --help')\n")
 
@@ -82,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = _run(arguments)
             except SystemExit as stop:  # argparse: --help, --version, a mistake in the arguments
                 code = stop.code if isinstance(stop.code, int) else USAGE
-            sys.stdout.flush()  # here, where a reader that went away is understood
+            if sys.stdout is not None:  # a process may be started without one
+                sys.stdout.flush()  # here, where a reader that went away is understood
             return code
     except KeyboardInterrupt as stop:
         return _say(_with_notes("interrupted", stop), INTERRUPTED)
@@ -112,6 +121,8 @@ def _run(arguments: list[str]) -> int:
     if unknown:
         near = _suggestion(unknown[0].partition("=")[0], chosen.options())
         chosen.error(f"unrecognized argument {unknown[0]!r}{near}")
+    if empty := chosen.empty(args):
+        chosen.error(f"{empty} is an empty text, as of a variable that is not set; expected a path or a URL")
     module = import_module(COMMANDS[args.command][0])
     with console.session(quiet=args.quiet):
         return int(module.run(args))

@@ -70,9 +70,12 @@ def fractions(text: str) -> dict[str, float]:
     """Read the value of ``--split-by-hash``: ``val=0.02,test=0.1``."""
     try:
         pairs = [part.split("=") for part in text.split(",")]
-        return {name.strip(): float(value) for name, value in pairs}
+        found = {name.strip(): float(value) for name, value in pairs}
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} gives no fractions; write them like val=0.02,test=0.1") from error
+    if len(found) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a split twice; give each one fraction")
+    return found
 
 
 def named_column(text: str) -> tuple[str, str]:

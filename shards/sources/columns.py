@@ -74,9 +74,7 @@ def assign_roles(columns: Sequence[str], options: SourceOptions, where: str, ima
             f"{readable(where)} has no column with images: it has {_listed(columns)}, expected one of "
             f"{', '.join(IMAGE_COLUMNS)}; name it with --image-column"
         )
-    images = {
-        name: _present(column, columns, "--image-columns", where) for name, column in options.image_columns.items()
-    }
+    images = {name: _present(column, columns, "--image-field", where) for name, column in options.image_columns.items()}
     label = named(options.label_column, LABEL_COLUMNS, "--label-column")
     key = named(options.key_column, KEY_COLUMNS, "--key-column")
     split = named(options.split_column, SPLIT_COLUMNS, "--split-column")

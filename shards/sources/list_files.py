@@ -2,8 +2,9 @@
 
 CSV and TSV (RFC 4180; fields may be quoted and then hold line breaks; the first row names the columns) have no types:
 a column becomes int64, float64 or bool if all its values read as such, else text. A number with leading zeros is text
-(``00042`` is a name), an empty field is null, a quoted empty one is text. JSON Lines has one object a line; a name that
-an object lacks is null; text that looks like a date stays text.
+(``00042`` is a name), and so are integers beyond 64 bits, which float64 would round; an empty field is null, a quoted
+empty one is text. JSON Lines has one object a line; a name that an object lacks is null; text that looks like a date
+stays text.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _BLOCK_BYTES = 16 << 20  # of text read at a time: a line must fit
 _ROW = re.compile(r"[Rr]ow #?(\d+)")
 _LEADING_ZERO = r"^[-+]?0[0-9]"
+_INTEGER = r"^[-+]?[0-9]+$"
 
 
 def read_list(where: str, as_text: Collection[str] = ()) -> pa.Table:
@@ -110,7 +112,11 @@ def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column of text as numbers or truth values, if all its values read as such."""
     if column.null_count == len(column) or pc.any(pc.match_substring_regex(column, _LEADING_ZERO)).as_py():
         return column
-    for kind in (pa.int64(), pa.float64(), pa.bool_()):
+    with contextlib.suppress(pa.ArrowInvalid):
+        return column.cast(pa.int64())
+    if pc.all(pc.match_substring_regex(column, _INTEGER)).as_py():
+        return column
+    for kind in (pa.float64(), pa.bool_()):
         with contextlib.suppress(pa.ArrowInvalid):
             return column.cast(kind)
     return column
@@ -172,6 +178,10 @@ def _bad_line(lines: bytes, first: int, where: str, message: str) -> SourceError
                 f"{readable(where)} cannot be read in line {number}: {reason}; expected one JSON object a line, such "
                 'as {"path": "a.jpg", "label": "cat"}'
             )
+    if doubled := re.search(r"Column\(/?(.*)\) was specified twice", message):
+        return SourceError(
+            f"{readable(where)} has an object that gives {doubled[1]!r} twice, from line {first} on; give it once"
+        )
     return SourceError(
         f"{readable(where)} has values of different types under one name ({message}, from line {first} on); use one"
     )

@@ -147,7 +147,7 @@ def _keys(listed: pa.Table, roles: Roles, names: PathTable, where: str) -> PathT
     """Return the keys of samples, or None where those made of their names are meant."""
     if roles.key is not None:
         return PathTable(clean_key(text) for text in texts(text_column(listed, roles.key, where)))
-    column = listed.column(roles.image)
+    column = text_column(listed, roles.image, where)
     if pc.count_distinct(column).as_py() < len(names):
         counts = pc.value_counts(pa.concat_arrays(column.chunks))
         path = counts.field("values")[int(np.argmax(np.asarray(counts.field("counts")) > 1))].as_py()

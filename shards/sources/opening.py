@@ -60,6 +60,11 @@ def open_source(
     if not names_many(where) and not is_remote(where):
         where = os.path.abspath(local_path(where))
     kind = options.kind or source_kind(where)
+    if kind not in ("list", "parquet") and (said := options.of_columns()):
+        raise SourceError(
+            f"{readable(where)} is a {kind} source, which has no columns, so {' and '.join(said)} says nothing of it; "
+            "leave it out, or name a list or Parquet files"
+        )
     tables = _open(where, kind, options, None if estimated else spool, estimated=estimated)
     if options.classes_file is not None and not any(table.labelled for table in tables):
         raise SourceError(

@@ -9,7 +9,7 @@ from feeder.errors import ConfigError
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import FIELD_NAME
 from feeder.shards.storage import open_folder
-from feeder.shards.table import SPLITS
+from feeder.shards.table import REST, SPLITS
 
 KINDS = ("folder", "list", "webdataset", "parquet", "dataset")
 
@@ -55,10 +55,25 @@ class SourceOptions:
                 raise ConfigError(f"image_columns names a field {name!r}; expected letters, digits, '_', '-' and '.'")
         for name, fraction in self.split_by_hash.items():
             one_of("a name in split_by_hash", name, SPLITS)
+            if name == REST:
+                raise ConfigError(f"split_by_hash names {REST!r}, which is what the others leave; name those alone")
             if not 0 < fraction < 1:
                 raise ConfigError(f"split_by_hash gives {name!r} {fraction}; it must be a fraction between 0 and 1")
         if sum(self.split_by_hash.values()) >= 1:
             raise ConfigError("the fractions in split_by_hash come to 1 or more; they must leave something")
+
+    def of_columns(self) -> list[str]:
+        """Return the options given that only sources with columns, lists and Parquet files, have a use for."""
+        given = {
+            "--image-column": self.image_column is not None,
+            "--image-field": bool(self.image_columns),
+            "--label-column": self.label_column is not None,
+            "--key-column": self.key_column is not None,
+            "--split-column": self.split_column is not None,
+            "--columns": self.columns is not None,
+            "--base": self.base is not None,
+        }
+        return [option for option, said in given.items() if said]
 
     def classes(self) -> tuple[str, ...] | None:
         """Return the classes that `classes_file` lists; None if there is none."""

@@ -8,6 +8,7 @@ their archive's name in front (``000017/sample3``); of one archive, keys must di
 A label's number is the class; the classes' names come from a file of classes, else they are the numbers.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ from feeder.shards.sources.options import SourceOptions
 from feeder.shards.splitting import cut_table
 from feeder.shards.table import SPLITS, Places, SampleTable
 
+_log = logging.getLogger("feeder")
+
 _SPLIT = re.compile(rf"(?:^|[^A-Za-z])({'|'.join(SPLITS)})(?=[^A-Za-z]|$)")
 
 
@@ -45,6 +48,9 @@ def scan_archives(files: Sequence[str], root: str, options: SourceOptions) -> li
     """
     keep_damaged = options.damaged == "keep"
     archives = list(walk_archives(files, wanted=is_value, keep_damaged=keep_damaged))
+    for archive in archives:
+        if archive.damage:
+            _log.warning("%s; its %d samples before that are kept", archive.damage.partition("; ")[0], len(archive))
     if not any(map(len, archives)):
         raise SourceError(
             f"no samples in {readable(root)}: its {len(files)} tar archives hold no members named like 0001.jpg; check "

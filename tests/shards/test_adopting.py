@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from feeder.shards import adopting, shard_table
 from feeder.shards.adoptable import find_adoptable
+from feeder.shards.adopted import FoundFields, tar_fields
 from feeder.shards.adopting import adopt
 from feeder.shards.destinations import lease
 from feeder.shards.destinations.remote import RemoteDestination
@@ -791,3 +792,14 @@ def test_the_paths_of_an_image_folder_are_held_once(image_folder: Path, tmp_path
     (table,) = open_source(image_folder)
     assert [path for job in jobs for path in job.task().paths] == list(table.names)
     assert max(len(pickle.dumps(dataclasses.replace(job, split=None))) for job in jobs) < 500
+
+
+def test_columns_that_would_have_one_name() -> None:
+    found = FoundFields(parts={"jpg"}, columns={"a b": pa.int64(), "a_b": pa.string(), "jpg": pa.null()})
+    named = {field.name: (field.column, field.field.type) for field in tar_fields(found)}
+    assert named == {
+        "image": (None, "image"),
+        "a_b_": ("a b", "int64"),
+        "a_b": ("a_b", "string"),
+        "jpg": ("jpg", "string"),
+    }

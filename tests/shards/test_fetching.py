@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from feeder.shards import fetching
-from feeder.shards.errors import BadImageError
+from feeder.shards.errors import BadImageError, SourceError
 from feeder.shards.fetching import fetch
 from feeder.shards.fields import Field
 from feeder.shards.images import MAX_IMAGE_BYTES
@@ -56,3 +56,13 @@ def test_what_is_too_large_is_not_fetched(asked: list[list[int]]) -> None:
     assert first["image"] == b"a"
     assert isinstance(second["image"], BadImageError)
     assert asked == [[1]]
+
+
+def test_the_object_that_is_gone_is_the_one_named() -> None:
+    table = remote_table([b"a", b"b", b"c"], [1, 1, 1])
+    fsspec.filesystem("memory").rm_file("/fetching/1")
+    with pytest.raises(SourceError) as caught:
+        list(fetch(table))
+    assert str(caught.value) == (
+        "memory://fetching/1 vanished while it was read; run the command again when the source is at rest"
+    )

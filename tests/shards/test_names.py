@@ -44,6 +44,11 @@ def test_clean_names_stay_as_they_are(parts: list[str]) -> None:
     assert key_of(path + ".JPEG") == path
 
 
+def test_folders_without_a_name_go() -> None:
+    assert [key_of(path)[:-17] for path in ("/a/b.jpg", "a//b.jpg", "//b.jpg")] == ["a/b", "a/b", "b"]
+    assert all(KEY.fullmatch(key_of(path)) for path in ("/.jpg", "//", "a/ /b.jpg", "/" * 200 + "b.jpg"))
+
+
 def test_changed_names_keep_what_can_be_read_and_get_a_digest() -> None:
     assert key_of("cats/my cat.jpg") == "cats/my_cat-" + key_of("cats/my cat.jpg")[-16:]
     assert key_of("v1.0/a.b.c.png").startswith("v1_0/a_b_c-")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +15,15 @@ from feeder.shards.errors import SourceError, StorageError
 from feeder.shards.fetching import fetch
 from feeder.shards.fields import ABSENT, LABEL, Field
 from feeder.shards.names import KEY
+from feeder.shards.reading import open_dataset
 from feeder.shards.sources import SourceOptions, open_source
 from feeder.shards.table import UNREADABLE, SampleTable
+from feeder.shards.writing import build
+from tests.images import encoded
+
+
+def write_image(path: Path) -> None:
+    path.write_bytes(encoded(1))
 
 
 @pytest.fixture
@@ -96,6 +104,52 @@ def test_columns_keep_what_numbers_would_lose(root: Path) -> None:
     assert table.values["zip"].to_pylist() == ["00042", "10115"]
     assert table.values["mixed"].to_pylist() == ["1", "x"]
     assert table.labels.tolist() == [7, 12]
+
+
+def test_integers_beyond_64_bits_stay_text(root: Path) -> None:
+    table = scan(root / "l.csv", "path,number,x\na.jpg,18446744073709551616,18446744073709551616\nc.jpg,7,0.5\n")
+    assert table.values["number"].to_pylist() == ["18446744073709551616", "7"]
+    assert table.values["x"].to_pylist() == [2.0**64, 0.5]
+
+
+def test_texts_of_parquet_may_be_dictionaries(root: Path) -> None:
+    columns = {"path": ["a.jpg", "c.jpg"], "label": ["cat", None], "who": ["x", "x"]}
+    pq.write_table(
+        pa.table({name: pa.array(texts).dictionary_encode() for name, texts in columns.items()}), root / "l.parquet"
+    )
+    (table,) = open_source(root / "l.parquet")
+    assert list(table.names) == ["a.jpg", "c.jpg"]
+    assert (table.classes, table.labels.tolist()) == (("cat",), [0, -1])
+    assert table.values["who"].to_pylist() == ["x", "x"]
+
+
+def test_columns_named_like_those_of_indexes(root: Path) -> None:
+    write_image(root / "a.jpg")
+    (root / "l.csv").write_text("path,image.width,box.offset,box.size\na.jpg,1,2,3\n")
+    build(root / "l.csv", root / "set")
+    reader = open_dataset(root / "set")
+    assert list(reader.manifest.fields) == ["image", "image.width_", "box.offset", "box.size"]
+    assert [reader.values(np.arange(1), name) for name in list(reader.manifest.fields)[1:]] == [[1], [2], [3]]
+
+
+def test_a_path_with_a_zero_byte_is_a_bad_image(root: Path) -> None:
+    write_image(root / "a.jpg")
+    (root / "l.csv").write_bytes(b"path\na\0.jpg\na.jpg\n")
+    (bad,) = build(root / "l.csv", root / "set").bad
+    assert (bad.source, bad.cause, bad.reason) == (
+        "a\0.jpg",
+        "unreadable",
+        "it cannot be read: a zero byte in its name",
+    )
+
+
+def test_keys_of_a_column_that_are_not_unique(root: Path) -> None:
+    (root / "l.csv").write_text("path,key\na.jpg,x\nc.jpg,x\n")
+    with pytest.raises(SourceError) as caught:
+        build(root / "l.csv", root / "set")
+    assert (
+        str(caught.value) == f"a.jpg and c.jpg in {root} would both have the key 'x'; give each sample a key of its own"
+    )
 
 
 def test_dates_in_json_stay_text(root: Path) -> None:
@@ -219,6 +273,11 @@ SENTENCES = {
     "valid, test; rename it, or name another column with --split-column",
     ("l.csv", "path,a b,a_b\na.jpg,1,2\n"): "the columns 'a b' and 'a_b' of ROOT/l.csv would both be the field 'a_b'; "
     "rename one of them, or choose the columns to keep with --columns",
+    ("l.jsonl", ""): "ROOT/l.jsonl has no rows; expected one sample a row",
+    (
+        "l.jsonl",
+        '{"path": "a.jpg", "path": "b.jpg"}\n',
+    ): "ROOT/l.jsonl has an object that gives 'path' twice, from line 1 on; give it once",
     ("l.jsonl", '{"path": "a.jpg"}\n\n{"path" "b.jpg"}\n'): "ROOT/l.jsonl cannot be read in line 3: Expecting ':' "
     'delimiter: line 1 column 9 (char 8); expected one JSON object a line, such as {"path": "a.jpg", "label": "cat"}',
     (

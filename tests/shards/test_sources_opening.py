@@ -159,6 +159,9 @@ def test_options_that_cannot_be() -> None:
         "a name in split_by_hash is 'dev'; it must be one of 'train', 'val', 'validation', 'valid', 'test'": {
             "split_by_hash": {"dev": 0.1}
         },
+        "split_by_hash names 'train', which is what the others leave; name those alone": {
+            "split_by_hash": {"train": 0.1}
+        },
         "split_by_hash gives 'val' 1; it must be a fraction between 0 and 1": {"split_by_hash": {"val": 1}},
         "the fractions in split_by_hash come to 1 or more; they must leave something": {
             "split_by_hash": {"val": 0.5, "test": 0.5}
@@ -168,6 +171,15 @@ def test_options_that_cannot_be() -> None:
         with pytest.raises(ConfigError) as caught:
             SourceOptions(**options)  # type: ignore[arg-type]
         assert str(caught.value) == sentence
+
+
+def test_columns_of_a_source_that_has_none(image_folder: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        open_source(image_folder, SourceOptions(label_column="species", base="/"))
+    assert str(caught.value) == (
+        f"{image_folder} is a folder source, which has no columns, so --label-column and --base says nothing of it; "
+        "leave it out, or name a list or Parquet files"
+    )
 
 
 def test_names_of_members_that_no_tar_takes(tmp_path: Path) -> None:

@@ -92,13 +92,16 @@ def test_names_of_classes_come_from_a_file(tmp_path: Path) -> None:
     assert table.classes == ("a", "b", "c", "d", "e")
 
 
-def test_damaged_archives(tmp_path: Path) -> None:
+def test_damaged_archives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = archive(tmp_path / "a.tar", "1.jpg", "2.jpg", "3.jpg")
     path.write_bytes(path.read_bytes()[:2562])
     with pytest.raises(DamagedArchiveError, match=f"^{path} is not a whole tar archive of 2562 bytes: the content of"):
         open_source(path)
     (table,) = open_source(path, SourceOptions(damaged="keep"))
     assert list(table.names) == ["1.jpg"]
+    (message,) = caplog.messages
+    assert message.startswith(f"{path} is not a whole tar archive of 2562 bytes: the content of '3.jpg' is cut: ")
+    assert message.endswith("; its 1 samples before that are kept")
 
 
 def test_sentences(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Walking headers of any tar archive: the same members as `tarfile`, and every cut and damage found."""
 
+import gzip
 import io
+import random
 import subprocess
 import tarfile
 from itertools import islice
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder.shards.errors import SourceError
+from feeder.shards.members import walk_samples
 from feeder.shards.tar_walk import DamagedArchiveError, Member, open_tar, walk_tar
 
 FORMS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -117,6 +120,29 @@ def test_a_cut_at_every_block_is_found(tmp_path: Path) -> None:
             walked(path)
         assert str(caught.value).startswith(f"{path} is not a whole tar archive of {size} bytes: ")
         assert caught.value.end <= size
+
+
+def test_archives_joined_with_cat_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(2 * packed({"a.jpg": b"x" * 100, "b.jpg": b"y"}))
+    with pytest.raises(DamagedArchiveError) as caught:
+        walked(path)
+    assert caught.value.end == 2048
+    assert str(caught.value) == (
+        f"{path} goes on behind the zero blocks at byte 2048 that end an archive, as when archives are joined with "
+        "cat, and most programs do not read on; keep the archives apart, or join them with tar --concatenate"
+    )
+    assert len(walk_samples(str(path), keep_damaged=True)) == 2
+
+
+def test_compressed_archives_are_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    for data in (gzip.compress(packed({"a.jpg": b"x"})), gzip.compress(random.Random(0).randbytes(5000))):
+        path.write_bytes(data)
+        with pytest.raises(SourceError, match=r"a.tar is compressed \(gzip\), so no sample in it can be read alone"):
+            walked(path)
+    path.write_bytes(packed({"BZh1.jpg": b"x"}))
+    assert [member.name for member in walked(path)] == ["BZh1.jpg"]
 
 
 def test_a_flipped_bit_in_a_header_is_found(tmp_path: Path) -> None:

@@ -150,6 +150,17 @@ def test_nothing_but_bad_images(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_but_bad_images_in_one_split(image_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(image_folder, source / "train")
+    for path in (source / "train" / "ant" / "bad.jpg", source / "val" / "ant" / "bad.jpg"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with pytest.raises(SourceError) as caught:
+        build(source, tmp_path / "out")
+    assert str(caught.value) == f"no good image in {source}/val: all 1 are bad, 1 empty"
+
+
 def test_files_that_differ_in_their_extension_alone_are_refused(image_folder: Path, tmp_path: Path) -> None:
     (image_folder / "ant" / "ant-00.png").write_bytes(encoded(1, format="PNG"))
     with pytest.raises(SourceError) as caught:

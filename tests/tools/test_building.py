@@ -143,6 +143,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         (str(truncated), out, "--on-error", "fail"): f"its {len(image) - 100} bytes lack the end of the jpeg image",
         (str(image_folder), out, "--workers", "0"): "workers is 0, expected at least 1",
         (str(image_folder), out, "--max-bad-fraction", "2"): "max_bad_fraction is 2.0",
+        (str(image_folder), out, "--split-by-hash", "val=0.1,val=0.2"): "'val=0.1,val=0.2' names a split twice",
         (str(image_folder), out, "--shard-size", "big"): "'big' is no size; write it like 64MiB, 100MB or 1000000",
         (str(image_folder), out, "--shard-size", "9" * 400): "9' is no size; write it like 64MiB, 100MB or 1000000",
     }

@@ -60,6 +60,9 @@ def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "COMMAND" in capsys.readouterr().out
 
 
+EMPTY = "is an empty text, as of a variable that is not set; expected a path or a URL"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -78,6 +81,14 @@ def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["stream", "d", "--lanes", "x"],
             "argument --lanes: invalid number or 'auto' value: 'x' (see 'feeder stream --help')",
+        ),
+        (
+            ["build", "", "out"],
+            f"SOURCE {EMPTY} (see 'feeder build --help')",
+        ),
+        (
+            ["index", "a.tar", ""],
+            f"SOURCE… DEST {EMPTY} (see 'feeder index --help')",
         ),
     ],
 )
@@ -180,6 +191,13 @@ def test_a_reader_that_goes_away_ends_the_command_in_silence(unbuffered: str, im
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_process_without_standard_output(image_folder: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m feeder.tools.main build {image_folder} {tmp_path}/out -q >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_exit_codes_of_commands_are_passed_on(run: Run) -> None:
