@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests.shards.test_tar_walk import packed
 
 from feeder.shards.archives.member_fields import (
     MemberField,
@@ -17,6 +16,7 @@ from feeder.shards.archives.member_fields import (
 from feeder.shards.archives.members import walk_samples
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import Field
+from tests.shards.formats.test_tar_walk import packed
 
 
 def named(*extensions: str, together: tuple[tuple[str, ...], ...] = ()) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.shards.test_tar_walk import packed
 
 from feeder.shards.archives.members import MAX_EXTENSIONS, split_name, walk_archives, walk_samples
 from feeder.shards.errors import SourceError
 from feeder.shards.fields import ABSENT
 from feeder.shards.formats.tar_walk import DamagedArchiveError
+from tests.shards.formats.test_tar_walk import packed
 
 
 def archive(path: Path, *names: str) -> Path:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.shards.test_tar_walk import packed
 
 import feeder.shards.building.duplicates
 from feeder.errors import ConfigError
@@ -17,6 +16,7 @@ from feeder.shards.errors import SourceError
 from feeder.shards.sources import open_source
 from feeder.shards.table import SampleTable
 from tests.servers.s3_server import S3Bucket
+from tests.shards.formats.test_tar_walk import packed
 
 
 def write(root: Path, **files: bytes) -> Path:

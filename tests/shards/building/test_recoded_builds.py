@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
-from tests.shards.test_exif import with_orientation
 
 from feeder.shards.building.packing import ShardTask, write_shard
 from feeder.shards.building.writing import BuildOptions, build
@@ -27,6 +26,7 @@ from feeder.shards.reading.opening import open_dataset
 from feeder.shards.repairing.verify import verify
 from feeder.shards.table import Places, SampleTable
 from tests.images import encoded, picture
+from tests.shards.images.test_exif import with_orientation
 
 FORMATS = ["tar", "arrow"]
 RULES = ImageRules(resize=Resize.parse("shorter=24"))

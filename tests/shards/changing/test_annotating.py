@@ -15,7 +15,7 @@ from feeder.shards.building.writing import BuildOptions, build, build_tables
 from feeder.shards.changing import annotating
 from feeder.shards.changing.annotating import annotate
 from feeder.shards.changing.dropping import drop
-from feeder.shards.columns.consolidated import consolidated as columns
+from feeder.shards.columns import consolidated as columns
 from feeder.shards.dataset.loading import load_column
 from feeder.shards.dataset.manifest import load_manifest
 from feeder.shards.errors import SourceError

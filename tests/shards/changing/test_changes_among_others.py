@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.shards.test_generations import files_of
 
 from feeder.shards.adoption.adopting import adopt
 from feeder.shards.building.writing import BuildOptions, build
@@ -29,6 +28,7 @@ from feeder.shards.repairing.verify import verify
 from feeder.shards.storage import LocalFolder
 from tests.images import write_image_folder
 from tests.servers.s3_server import S3Bucket
+from tests.shards.changing.test_generations import files_of
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from feeder.errors import ConfigError
 from feeder.shards.building.writing import BuildOptions, build
 from feeder.shards.changing.annotating import annotate
 from feeder.shards.changing.dropping import drop
-from feeder.shards.columns.consolidated import selections
+from feeder.shards.columns import selections
 from feeder.shards.columns.dataset_columns import DatasetColumns
 from feeder.shards.columns.expressions import ExpressionError
 from feeder.shards.columns.selections import dataset_columns, select

@@ -14,9 +14,10 @@ from feeder.errors import ConfigError
 from feeder.shards.building.writing import BuildOptions, build
 from feeder.shards.dataset.manifest import load_manifest
 from feeder.shards.errors import ShardError
+from feeder.shards.formats import arrow
 from feeder.shards.formats.arrow import ROWS_A_BATCH, check_rows, index_columns
 from feeder.shards.formats.index import encode_index
-from feeder.shards.formats.known import WRITTEN_FORMATS, arrow
+from feeder.shards.formats.known import WRITTEN_FORMATS
 from feeder.shards.reading.opening import load_index, open_dataset
 from feeder.shards.storage import LocalFolder
 from tests.contracts.formats import FormatContract, files_of, shard_of

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder.shards.errors import SourceError
-from feeder.shards.formats.known import sequential
+from feeder.shards.formats import sequential
 from feeder.shards.formats.sequential import SequentialShard
 from feeder.shards.storage import LocalFolder, RemoteFolder
 

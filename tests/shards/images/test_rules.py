@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from tests.shards.test_exif import with_orientation
 
 from feeder.errors import ConfigError
 from feeder.shards.errors import BadImageError
-from feeder.shards.images.headers import CAUSES, ImageHeader, check_image, pixels
-from feeder.shards.images.headers import rules as recoding
+from feeder.shards.images import pixels
+from feeder.shards.images import rules as recoding
+from feeder.shards.images.headers import CAUSES, ImageHeader, check_image
 from feeder.shards.images.rules import FILTERED, ImageRules, Resize, apply, apply_to_sample
 from tests.images import encoded, picture
+from tests.shards.images.test_exif import with_orientation
 
 SHORTER = ImageRules(resize=Resize.parse("shorter=32"))
 APPLY = ImageRules(orientation="apply")

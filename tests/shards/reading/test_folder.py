@@ -9,8 +9,9 @@ import pytest
 
 from feeder.shards.building.writing import BuildOptions, build
 from feeder.shards.errors import ShardError, SourceError, StorageError
+from feeder.shards.reading import folder
 from feeder.shards.reading.folder import FolderReader
-from feeder.shards.reading.opening import folder, open_dataset
+from feeder.shards.reading.opening import open_dataset
 from tests.images import encoded
 
 

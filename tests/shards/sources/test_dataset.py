@@ -6,7 +6,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from tests.shards.test_tar_walk import packed
 
 from feeder.shards.adoption.adopting import adopt
 from feeder.shards.building.fetching import fetch
@@ -16,6 +15,7 @@ from feeder.shards.names import key_of
 from feeder.shards.reading.opening import open_dataset
 from feeder.shards.sources import SourceOptions, open_source
 from tests.images import write_image_folder
+from tests.shards.formats.test_tar_walk import packed
 
 
 @pytest.mark.parametrize("shard_format", ["tar", "arrow"])

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from tests.shards.test_sources_parquet import write as write_parquet
-from tests.shards.test_tar_walk import packed
 
 from feeder.errors import ConfigError
 from feeder.shards.building.writing import build
@@ -16,6 +14,8 @@ from feeder.shards.sources.opening import source_kind
 from feeder.shards.sources.options import read_classes
 from tests.images import write_image_folder
 from tests.servers.s3_server import S3Bucket
+from tests.shards.formats.test_tar_walk import packed
+from tests.shards.sources.test_parquet import write as write_parquet
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.shards.test_sources_parquet import IMAGE
-from tests.shards.test_tar_walk import packed
 
 from feeder.shards.building.writing import BuildOptions, build_tables
 from feeder.shards.formats.known import WRITTEN_FORMATS
 from feeder.shards.reading.opening import open_dataset
 from feeder.shards.sources import SourceOptions, open_source
 from tests.images import encoded
+from tests.shards.formats.test_tar_walk import packed
+from tests.shards.sources.test_parquet import IMAGE
 
 COUNT = 23
 CLASSES = ("ant", "bee", "cat", "dog")  # no sample is a dog

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.shards.test_tar_walk import packed
 
 from feeder.shards.adoption.adopting import adopt
 from feeder.shards.building.fetching import fetch
@@ -22,6 +21,7 @@ from feeder.shards.repairing.verify import verify
 from feeder.shards.sources import SourceOptions, open_source
 from tests.images import encoded
 from tests.servers.s3_server import S3Bucket
+from tests.shards.formats.test_tar_walk import packed
 from tests.tar_archives import write_tar
 
 
