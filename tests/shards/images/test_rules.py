@@ -638,7 +638,7 @@ def test_another_process_writes_the_same_bytes() -> None:
         "    digest.update(apply(ImageRules(resize=Resize.parse('shorter=40')), data, check_image(data))[0])\n"
         "print(digest.hexdigest())\n"
     )
-    root = Path(recoding.__file__).resolve().parents[1]
+    root = Path(recoding.__file__).resolve().parents[2]
     digests = {
         subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=root).stdout
         for _ in range(2)
