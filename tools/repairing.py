@@ -14,6 +14,7 @@ from feeder.shards.reading.opening import find_datasets
 from feeder.shards.repairing.repair import RepairReport, repair
 from feeder.shards.repairing.repair_writing import LOST_NAME
 from feeder.shards.sources.options import read_classes
+from feeder.shards.storage import open_folder
 from feeder.shards.table import SPLITS
 from feeder.tools import console
 
@@ -119,7 +120,7 @@ def _print(source: str, report: RepairReport) -> None:
         return
     if lost:
         parts.append(f"listed in {LOST_NAME}")
-    if report.written == source:
+    if report.written == open_folder(source).url:
         print(f"{source}: {', '.join(parts)}: done")
     else:
         print(f"{source}: {', '.join(parts)}, written to {report.written}: lay its files over the dataset")

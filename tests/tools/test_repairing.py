@@ -122,3 +122,13 @@ def test_what_is_no_dataset_is_one_sentence_and_exit_code_2(
 def test_writing_in_place_and_elsewhere_exclude_each_other(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["repair", str(dataset), "--write", "--out", "x"]) == 2
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_relative_path_is_repaired_in_place(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(image_folder, tmp_path / "data", BuildOptions(shard_samples=12))
+    (tmp_path / "data" / "shard-000001.idx.arrow").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main(["repair", "data", "--write", "-q"]) == 0
+    assert capsys.readouterr().out.endswith("data: 1 repair: done\n")
