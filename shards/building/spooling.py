@@ -13,9 +13,8 @@ from pathlib import Path
 
 from feeder.shards.destinations.local import LocalDestination
 from feeder.shards.destinations.protocol import SPOOL_NAME, Destination
-from feeder.shards.sources.opening import open_source, source_files
+from feeder.shards.sources.opening import open_source
 from feeder.shards.sources.options import SourceOptions
-from feeder.shards.storage import is_remote, local_path
 from feeder.shards.table import SampleTable
 
 
@@ -38,15 +37,4 @@ def opened(
             stack.callback(spool.unlink, missing_ok=True)
         else:
             spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="feeder-")), SPOOL_NAME)
-        tables = open_source(source, options, spool=spool)
-        if spool.exists():
-            # A build that is gone on with copies anew: what tells a change of the samples is the time of their source.
-            os.utime(spool, ns=(0, _last_change(os.fspath(source))))
-        yield tables
-
-
-def _last_change(source: str) -> int:
-    """Return when the latest of local Parquet files was last changed (ns of Unix time); 0 behind a URL."""
-    where = source if is_remote(source) else os.path.abspath(local_path(source))
-    files, _ = source_files(where, ".parquet")
-    return max(0 if is_remote(file) else os.stat(file).st_mtime_ns for file in files)
+        yield open_source(source, options, spool=spool)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from feeder.shards.dataset.manifest import COLUMNS_FOLDER, GENERATIONS_FOLDER
 from feeder.shards.destinations.lease import Lease
-from feeder.shards.destinations.local import LocalDestination
+from feeder.shards.destinations.local import LocalDestination, is_at
 from feeder.shards.destinations.protocol import Destination, writing_errors
 from feeder.shards.destinations.remote import RemoteDestination
 from feeder.shards.errors import DestinationError
@@ -75,7 +75,7 @@ def _local_claim(folder: LocalFolder) -> Iterator[ChangeClaim]:
         descriptor = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _lock(descriptor, folder.url, fcntl.LOCK_EX)
-        if not _is_at(descriptor, marker):  # the change before has just ended, and another may have begun
+        if not is_at(descriptor, marker):  # the change before has just ended, and another may have begun
             raise _in_use(folder.url)
         with writing_errors(str(marker)):
             found = os.fstat(descriptor).st_size > 0
@@ -90,14 +90,6 @@ def _local_claim(folder: LocalFolder) -> Iterator[ChangeClaim]:
                     marker.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Say whether a path still names the open file: a change that ends removes its marker."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Values of a JSON object, checked one by one; what is wrong is said before the place of the document is known."""
 
+from collections.abc import Iterator
 from typing import Any
 
 _COPY_OR_BUILD = "; copy the dataset again from its origin, or build it again"
@@ -23,6 +24,14 @@ def required(entry: dict[str, Any], kind: type, name: str, at: str = "") -> Any:
         got = "null" if value is None else type(value).__name__
         raise FaultError(f"{at}{name} is {got}, expected {kind.__name__},")
     return value
+
+
+def objects(document: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield (key, value, what stands before the names in it) of the object document[name], whose values are objects."""
+    for key, value in required(document, dict, name).items():
+        if type(value) is not dict:
+            raise FaultError(f"{name}.{key} is {type(value).__name__}, expected an object,")
+        yield key, value, f"{name}.{key}."
 
 
 def optional(entry: dict[str, Any], kind: type, name: str, at: str = "") -> Any:

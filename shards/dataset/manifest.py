@@ -46,7 +46,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder.shards.dataset.checked_json import FaultError, one_of, optional, required
+from feeder.shards.dataset.checked_json import FaultError, objects, one_of, optional, required
 from feeder.shards.dataset.shard_table import SegmentTable, ShardTable, documents, is_plain_name, parse_shards
 from feeder.shards.errors import ManifestError
 from feeder.shards.fields import TYPES, Field
@@ -356,10 +356,7 @@ def _classes(document: dict[str, Any]) -> tuple[str, ...]:
 
 def _fields(document: dict[str, Any]) -> dict[str, Field]:
     fields = {}
-    for name, entry in required(document, dict, "fields").items():
-        if type(entry) is not dict:
-            raise FaultError(f"fields.{name} is {type(entry).__name__}, expected an object,")
-        at = f"fields.{name}."
+    for name, entry, at in objects(document, "fields"):
         field = Field(type=one_of(entry, "type", TYPES, at), extension=optional(entry, str, "extension", at))
         # Files are named by both: those of columns, those of members that are taken out of a shard.
         if not is_plain_name(name) or not is_plain_name(field.extension or "bin"):
@@ -379,10 +376,7 @@ def _generation(document: dict[str, Any]) -> int:
 
 def _columns(document: dict[str, Any]) -> dict[str, ColumnFile]:
     columns = {}
-    for name, entry in required(document, dict, "columns").items():
-        if type(entry) is not dict:
-            raise FaultError(f"columns.{name} is {type(entry).__name__}, expected an object,")
-        at = f"columns.{name}."
+    for name, entry, at in objects(document, "columns"):
         file, digest = required(entry, str, "file", at), required(entry, str, "digest", at)
         if not is_plain_name(name) or not is_plain_name(file, folders=True):
             raise FaultError(f"{at}file is {file!r}, expected the name of a file in {COLUMNS_FOLDER}/,")

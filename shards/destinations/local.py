@@ -164,7 +164,7 @@ def _claim(path: Path) -> int:
         try:
             _vouch(descriptor, path)
         except BaseException:
-            if not found and _is_at(descriptor, marker):
+            if not found and is_at(descriptor, marker):
                 marker.unlink()
             raise
         share_marker(descriptor, path)
@@ -177,7 +177,7 @@ def _claim(path: Path) -> int:
 def _vouch(descriptor: int, path: Path) -> None:
     """With the marker locked, refuse what it does not vouch for, and let it vouch for what will come."""
     text = os.pread(descriptor, len(MARKER_TEXT) + 1, 0)
-    if not _is_at(descriptor, path / MARKER_NAME):
+    if not is_at(descriptor, path / MARKER_NAME):
         raise in_use(str(path))
     if text not in (b"", MARKER_TEXT):
         raise not_empty(str(path), MARKER_NAME)
@@ -207,7 +207,7 @@ def share_marker(descriptor: int, path: Path, kind: int = fcntl.LOCK_SH) -> None
         ) from error
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Say whether a path still names the open file: a build that finishes removes its marker."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from feeder.shards.sources.lists import scan_list
 from feeder.shards.sources.options import SourceOptions
 from tests.images import encoded
 from tests.peers import peer
+from tests.tar_archives import wds2idx_samples
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -102,44 +102,20 @@ def test_tar_lists_and_extracts_the_members(dataset: Path, tmp_path: Path) -> No
         assert path.read_bytes() == image
 
 
-def dali_samples(path: Path) -> list[list[tuple[str, int, int]]]:
-    """Return (extension, offset, size) of the components of each sample, as DALI's wds2idx has them.
-
-    The rules of its tools/wds2idx.py: regular members only; a name is cut at the first dot after the last slash; what
-    has no basename does not count; components belong together while the basename stays the same; an archive without
-    samples is an error; offsets are those of the content.
-    """
-    samples: list[list[tuple[str, int, int]]] = []
-    last = None
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.type != tarfile.REGTYPE:
-                continue
-            dot = member.name.find(".", member.name.rfind("/") + 1)
-            basename, extension = member.name[:dot], member.name[dot + 1 :]
-            if not basename or basename.endswith("/"):
-                continue
-            if basename != last:
-                samples.append([])
-                last = basename
-            samples[-1].append((extension, member.offset_data, member.size))
-    assert samples, "wds2idx refuses an empty archive"
-    return samples
-
-
 def test_dalis_index_has_the_samples_of_ours(dataset: Path) -> None:
     reader = open_dataset(dataset)
     first = 0
     for number, path in enumerate(shards_of(dataset)):
-        samples = dali_samples(path)
+        samples = wds2idx_samples(path)
+        assert samples, "wds2idx refuses an empty archive"
         count = int(reader.manifest.shards.samples[number])
         assert len(samples) == count
         _, images = reader.read(np.arange(first, first + count))
         data = path.read_bytes()
         for components, image in zip(samples, images, strict=True):
-            assert {extension for extension, _, _ in components} & {"jpg", "png", "bmp"}
-            assert [extension for extension, _, _ in components if extension not in ("jpg", "png", "bmp")] == ["cls"]
-            contents = [data[offset : offset + size] for _, offset, size in components]
+            assert {extension for extension, _, _, _ in components} & {"jpg", "png", "bmp"}
+            assert [extension for extension, _, _, _ in components if extension not in ("jpg", "png", "bmp")] == ["cls"]
+            contents = [data[offset : offset + size] for _, offset, size, _ in components]
             assert image in contents
         first += count
 

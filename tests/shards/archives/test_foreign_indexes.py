@@ -13,7 +13,7 @@ import pytest
 
 from feeder.shards.archives.foreign_indexes import write_foreign_indexes
 from feeder.shards.errors import DestinationError, SourceError
-from tests.tar_archives import FORMATS, add_member
+from tests.tar_archives import FORMATS, add_member, wds2idx_samples
 
 
 def odd_archive(path: Path, kind: str) -> str:
@@ -39,21 +39,9 @@ def odd_archive(path: Path, kind: str) -> str:
 
 def index_of_wds2idx(path: str) -> str:
     """Return the index that ``wds2idx`` (DALI 1.x, version v1.2) writes, by its way without GNU tar."""
-    samples: list[list[str]] = []
-    last = None
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.type != tarfile.REGTYPE:
-                continue
-            dot = member.name.find(".", member.name.rfind("/") + 1)
-            basename, extension = member.name[:dot], member.name[dot + 1 :]
-            if not basename or basename.endswith("/"):
-                continue
-            if basename != last:
-                samples.append([])
-                last = basename
-            samples[-1].append(f"{extension} {member.offset_data} {member.size} {member.name}")
-    return "".join(f"{line}\n" for line in [f"v1.2 {len(samples)}", *map(" ".join, samples)])
+    samples = wds2idx_samples(path)
+    lines = [" ".join(" ".join(map(str, component)) for component in sample) for sample in samples]
+    return "".join(f"{line}\n" for line in [f"v1.2 {len(samples)}", *lines])
 
 
 def index_of_energon(path: str) -> bytes:
