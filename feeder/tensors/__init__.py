@@ -1,4 +1,4 @@
-"""The only module that imports torch: everything here works, in its plain form, without it."""
+"""The only folder that imports torch: everything here works, in its plain form, without it."""
 
 import sys
 from typing import TYPE_CHECKING, Any
