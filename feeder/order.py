@@ -128,9 +128,7 @@ class RankBatch:
     @classmethod
     def of_one(cls, ids: Int64Array, copies: Int64Array, valid: NDArray[np.bool_], epoch: int) -> "RankBatch":
         """Return a batch of a dataset that is alone."""
-        return cls(
-            ids=ids, copies=copies, valid=valid, sources=np.zeros_like(ids), epochs=np.full_like(ids, epoch)
-        )
+        return cls(ids=ids, copies=copies, valid=valid, sources=np.zeros_like(ids), epochs=np.full_like(ids, epoch))
 
 
 class Plan(Protocol):

@@ -231,9 +231,9 @@ def test_copies_leave_samples_out_and_repeat_them():
 def test_stand_ins_come_from_the_same_segment_and_are_never_left_out():
     order = make_order([3, 3], copies=[0, 1, 2, 0, 0, 3])
     numbers = [int(number) for number in draw(1, np.arange(50))]
-    assert {order.stand_in(1, number) for number in numbers} == {(1, 0), (2, 0), (2, 1)}
-    assert {order.stand_in(5, number) for number in numbers} == {(5, 0), (5, 1), (5, 2)}
-    assert {make_order([3, 3]).stand_in(4, number)[0] for number in numbers} == {3, 4, 5}
+    assert {order.stand_in(0, 1, number) for number in numbers} == {1, 2}
+    assert {order.stand_in(0, 5, number) for number in numbers} == {5}
+    assert {make_order([3, 3]).stand_in(0, 4, number) for number in numbers} == {3, 4, 5}
 
 
 def test_more_lanes_than_samples_are_refused():
