@@ -16,6 +16,7 @@ The state is one integer, g, beside the epoch. Which samples a step holds depend
 world size.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,6 +66,22 @@ class MixtureSettings:
     seed: int
     length: int
     sources: tuple[SourceSettings, ...]
+
+    def __str__(self) -> str:
+        """Return which datasets are mixed, in words."""
+        parts = [f"{source.weight} {source.name} ({source.dataset[:12]})" for source in self.sources]
+        return f"a mixture of {' : '.join(parts)}"
+
+    @property
+    def mixed(self) -> tuple[tuple[str, int], ...]:
+        """Dataset and weight of each source: what decides whether a state belongs here, whatever they are called."""
+        return tuple((source.dataset, source.weight) for source in self.sources)
+
+    @property
+    def digest(self) -> str:
+        """The hexadecimal digest of the digests of the datasets."""
+        digests = "\n".join(source.dataset for source in self.sources)
+        return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings and the algorithm's version as JSON values; equal ones give equal mixtures."""
