@@ -127,8 +127,8 @@ def test_another_mixture_is_refused():
     with pytest.raises(StateError) as caught:
         STATE_OF_MIX.mixture_for(heavier, (), NOTHING)
     assert str(caught.value) == (
-        "the state belongs to a mixture of 3 nets (abababababab) : 1 food (cdcdcdcdcdcd), and this is a mixture of"
-        " 3 nets (abababababab) : 2 food (cdcdcdcdcdcd); mix the same datasets, with the same weights, in the same order"
+        "the state belongs to a mixture of 3 nets (abababababab) : 1 food (cdcdcdcdcdcd), and this is a mixture of 3"
+        " nets (abababababab) : 2 food (cdcdcdcdcdcd); mix the same datasets, with the same weights, in the same order"
     )
     with pytest.raises(StateError, match="and this is a mixture of 1 food .* : 3 nets"):
         STATE_OF_MIX.mixture_for(dataclasses.replace(MIXED, sources=(FOOD, NETS)), (), NOTHING)
@@ -141,8 +141,8 @@ def test_another_order_of_a_mixture_is_refused():
     with pytest.raises(StateError) as caught:
         STATE_OF_MIX.mixture_for(asked, (), NOTHING)
     assert str(caught.value) == (
-        "the state belongs to another order than the arguments ask for: length 4000 in the state and 9 here; nets: lanes"
-        " 4 in the state and 2 here; leave them unset to take them from the state"
+        "the state belongs to another order than the arguments ask for: length 4000 in the state and 9 here; nets:"
+        " lanes 4 in the state and 2 here; leave them unset to take them from the state"
     )
 
 
