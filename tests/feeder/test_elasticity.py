@@ -16,6 +16,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from feeder.copies import copies_of
 from feeder.mixture import Mixture, MixtureSettings, SourceSettings
 from feeder.order import Order, Shuffle, resolve_settings
 from feeder.placement import Placement, data_placement
@@ -36,16 +37,21 @@ class Dataset:
     """What is known of a dataset without its shards."""
 
     segments: tuple[int, ...]
-    quotas: tuple[int, ...] | None
+    quotas: tuple[int, ...] | None  # copies of each sample, in units of 1 / unit
+    unit: int
 
     def table(self):
         """Return the table of copies, or None."""
-        return None if self.quotas is None else np.asarray(self.quotas, np.uint8)
+        return None if self.quotas is None else copies_of(np.asarray(self.quotas, np.uint8), self.unit)
 
     def check_epoch(self, rows):
-        """Hold the (id, copy) of a whole epoch against what they should be."""
-        expected = (1,) * sum(self.segments) if self.quotas is None else self.quotas
-        assert sorted(rows) == [(sample, copy) for sample, count in enumerate(expected) for copy in range(count)]
+        """Hold the (id, copy) of a whole epoch against what they should be: with fractions, one of two numbers."""
+        quotas = (1,) * sum(self.segments) if self.quotas is None else self.quotas
+        found = Counter(sample for sample, _ in rows)
+        assert sorted(rows) == [(sample, copy) for sample in sorted(found) for copy in range(found[sample])]
+        for sample, quota in enumerate(quotas):
+            assert quota // self.unit <= found[sample] <= -(-quota // self.unit)
+        assert len(rows) == sum(quotas) // self.unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,18 +77,22 @@ class Phase:
 
 @st.composite
 def datasets(draw_from):
-    """Datasets with empty and tiny segments, some with samples that are left out or repeated."""
+    """Datasets with empty and tiny segments, some with samples that are left out, repeated, or in some epochs only."""
     segments = tuple(draw_from(st.lists(st.integers(0, 1) | st.integers(0, 25), min_size=1, max_size=8).filter(any)))
     samples = sum(segments)
-    quotas = draw_from(st.none() | st.lists(st.integers(0, 3), min_size=samples, max_size=samples).filter(any))
-    return Dataset(segments=segments, quotas=None if quotas is None else tuple(quotas))
+    quotas = draw_from(st.none() | st.lists(st.integers(0, 7), min_size=samples, max_size=samples).filter(any))
+    if quotas is None:
+        return Dataset(segments=segments, quotas=None, unit=1)
+    unit = draw_from(st.integers(1, 5))
+    quotas[0] += -sum(quotas) % unit  # an epoch has a whole number of rows
+    return Dataset(segments=segments, quotas=tuple(quotas), unit=unit)
 
 
 @st.composite
 def order_settings(draw_from, dataset):
     """What a user may ask of an order."""
     table = dataset.table()
-    positions = sum(dataset.segments) if table is None else int(table.sum())
+    positions = sum(dataset.segments) if table is None else table.num_rows
     shuffle = draw_from(
         st.booleans()
         | st.builds(

@@ -12,18 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feeder.copies import copies_of
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, permute
 from feeder.mixture import Mixture, MixtureSettings, SourceSettings, _share
-from feeder.order import Order, OrderSettings, digest_copies
+from feeder.order import Order, OrderSettings
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "mixtures.json"
 
 
 def make_order(segments, copies=None, **changes):
     chosen = {"seed": 0, "shuffle": True, "lanes": 1, "window": None, "sticky": True, **changes}
-    table = None if copies is None else np.asarray(copies, dtype=np.uint8)
-    chosen["copies_digest"] = None if table is None else digest_copies(table)
+    table = None if copies is None else copies_of(np.asarray(copies, dtype=np.uint8))
+    chosen["copies_digest"] = None if table is None else table.digest
     return Order(np.asarray(segments, dtype=np.int64), OrderSettings(**chosen), table)
 
 
