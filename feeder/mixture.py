@@ -17,8 +17,11 @@ world size.
 """
 
 import hashlib
+import math
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -66,6 +69,11 @@ class MixtureSettings:
     seed: int
     length: int
     sources: tuple[SourceSettings, ...]
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether any source is shuffled: then it is training, and only whole steps count."""
+        return any(source.order.shuffle for source in self.sources)
 
     def __str__(self) -> str:
         """Return which datasets are mixed, in words."""
@@ -241,3 +249,45 @@ def _checked_weights(weights: Sequence[int], count: int) -> tuple[int, ...]:
             f" {MAX_TOTAL_WEIGHT} together at most"
         )
     return checked
+
+
+def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
+    """Turn weights into integers in lowest terms, of `MAX_TOTAL_WEIGHT` together at most.
+
+    Integers and fractions such as 0.3 or 1 / 3 keep their proportions exactly where these have so small a common
+    denominator. Else each share of the whole is met within 1 / `MAX_TOTAL_WEIGHT` (largest remainders).
+
+    Raises:
+        ConfigError: a weight is not a positive number, or too small beside the others.
+    """
+    fractions = [_as_fraction(weight) for weight in weights]
+    denominator = math.lcm(*(fraction.denominator for fraction in fractions))
+    whole = [int(fraction * denominator) for fraction in fractions]
+    divisor = math.gcd(*whole)
+    whole = [number // divisor for number in whole]
+    total = sum(whole)
+    if total <= MAX_TOTAL_WEIGHT:
+        return tuple(whole)
+    for number, weight in zip(whole, weights, strict=True):
+        if number * MAX_TOTAL_WEIGHT < total:
+            raise ConfigError(
+                f"the weight {weight!r} is less than 1 / {MAX_TOTAL_WEIGHT} of all weights, {list(weights)}; raise it,"
+                " or leave that dataset out"
+            )
+    rounded = [number * MAX_TOTAL_WEIGHT // total for number in whole]
+    remainders = [number * MAX_TOTAL_WEIGHT % total for number in whole]
+    largest = sorted(range(len(whole)), key=lambda source: (-remainders[source], source))
+    for source in largest[: MAX_TOTAL_WEIGHT - sum(rounded)]:
+        rounded[source] += 1
+    return tuple(rounded)
+
+
+def _as_fraction(weight: Any) -> Fraction:
+    """Return a weight as the simplest fraction that is the same number to Python."""
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real | np.number) or not 0 < float(weight) < math.inf:
+        raise ConfigError(
+            f"the weight {weight!r} is not a positive number; give integers or fractions, such as 3 or 0.7"
+        )
+    exact = Fraction(int(weight)) if isinstance(weight, numbers.Integral) else Fraction(float(weight))
+    simple = exact.limit_denominator(MAX_TOTAL_WEIGHT)
+    return simple if simple > 0 and float(simple) == float(weight) else exact

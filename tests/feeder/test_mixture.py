@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from feeder.copies import copies_of
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, permute
-from feeder.mixture import Mixture, MixtureSettings, SourceSettings, _share
+from feeder.mixture import MAX_TOTAL_WEIGHT, Mixture, MixtureSettings, SourceSettings, _share, integer_weights
 from feeder.order import Order, OrderSettings
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "mixtures.json"
@@ -235,6 +235,55 @@ def test_settings_say_what_they_are_in_json():
         "length": 9,
         "sources": [{"name": "a", "dataset": "ab", "weight": 2, "order": order.to_json()}],
     }
+
+
+@pytest.mark.parametrize(
+    ("weights", "integers"),
+    [
+        ([1, 1], (1, 1)),
+        ([4, 2], (2, 1)),
+        ([0.7, 0.3], (7, 3)),
+        ([0.333, 0.667], (333, 667)),
+        ([1 / 3, 2 / 3], (1, 2)),
+        ([2, 0.5], (4, 1)),
+        ([np.float32(0.25), np.int64(1)], (1, 4)),
+        ([5], (1,)),
+        ([1_281_167, 1_281_167 * 2], (1, 2)),
+    ],
+)
+def test_weights_in_proportion_become_integers(weights, integers):
+    assert integer_weights(weights) == integers
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(0.001, 1000) | st.integers(1, 10**9), min_size=1, max_size=20))
+def test_other_weights_are_met_closely(weights):
+    try:
+        integers = integer_weights(weights)
+    except ConfigError:
+        assert min(weights) / sum(weights) < 1.01 / MAX_TOTAL_WEIGHT
+        return
+    assert sum(integers) <= MAX_TOTAL_WEIGHT
+    shares = np.array(weights) / sum(weights)
+    assert np.abs(np.array(integers) / sum(integers) - shares).max() < 2 / MAX_TOTAL_WEIGHT
+    assert min(integers) >= 1
+
+
+@pytest.mark.parametrize("weight", [0, -1, 0.0, float("nan"), float("inf"), "1", None, True])
+def test_what_is_no_weight_is_refused(weight):
+    with pytest.raises(ConfigError) as caught:
+        integer_weights([1, weight])
+    assert str(caught.value) == (
+        f"the weight {weight!r} is not a positive number; give integers or fractions, such as 3 or 0.7"
+    )
+
+
+def test_a_weight_that_is_next_to_nothing_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        integer_weights([1.0, 1e-7])
+    assert str(caught.value) == (
+        "the weight 1e-07 is less than 1 / 65536 of all weights, [1.0, 1e-07]; raise it, or leave that dataset out"
+    )
 
 
 GOLDEN_CASES = {
