@@ -100,7 +100,7 @@ class ImageDataset(BatchDataset[OrderSettings]):
             audit_log=None if audit_log is None else os.fspath(audit_log),
             arrays=arrays,
         )
-        self._seed = _checked_seed(seed)
+        self._seed = checked_seed(seed)
         self._shuffle = shuffle
         if not isinstance(shuffle, bool | Shuffle):
             raise ConfigError(f"shuffle is {shuffle!r}; it must be True, False or a feeder.Shuffle")
@@ -212,7 +212,7 @@ def _compile(transform: Any, views: int, decode: bool) -> Program | None:
     return None
 
 
-def _checked_seed(seed: Any) -> int | None:
+def checked_seed(seed: Any) -> int | None:
     """Return a seed that keys of random numbers can hold."""
     number = as_integer(seed)
     if seed is not None and (number is None or not -SEED_LIMIT <= number < SEED_LIMIT):
