@@ -179,7 +179,7 @@ class ImageDataset(BatchDataset[OrderSettings]):
         )
 
     def _loaded(self, state: State, global_batch: int) -> OrderSettings:
-        if state.dataset != self.digest:
+        if isinstance(state.order, OrderSettings) and state.dataset != self.digest:
             raise StateError(
                 f"the state belongs to the dataset with digest {state.dataset}, but {self.name} has digest"
                 f" {self.digest}; open the dataset that the state was made with"

@@ -249,7 +249,8 @@ def _output(source: Source) -> str:
     for view in () if source.program is None else source.program.views:
         height, width = view.geometry.size
         kind = np.dtype(view.dtype).name if view.function is None else "put through a function"
-        parts.append(f"{view.geometry.views} {view.name} of {height} x {width} {kind}")
+        views = "" if view.geometry.views == 1 else f" in {view.geometry.views} views"
+        parts.append(f"{view.name} of {height} x {width} {kind}{views}")
     fields = source.fields
     parts += [f"{name} ({kind})" for name, kind in sorted(fields.types.items()) if name not in fields.functions]
     parts += [f"{name} (a mask)" for name in sorted(fields.masks)]

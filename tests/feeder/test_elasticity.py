@@ -119,7 +119,7 @@ def plans(draw_from):
     orders = [draw_from(order_settings(dataset)) for dataset in sources]
     if len(sources) == 1 and draw_from(st.booleans()):
         return sources, orders[0]
-    weights = [draw_from(st.integers(1, 5) | st.integers(1, 20_000)) for _ in sources]
+    weights = [draw_from(st.integers(1, 5) | st.integers(1, 3000)) for _ in sources]
     mixed = tuple(
         SourceSettings(name=str(number), dataset=str(number), weight=weight, order=order)
         for number, (weight, order) in enumerate(zip(weights, orders, strict=True))
