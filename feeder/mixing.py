@@ -18,6 +18,7 @@ from feeder.dataset import DEFAULT_SEED, ImageDataset, checked_seed
 from feeder.errors import ConfigError
 from feeder.filling import Source
 from feeder.mixture import Mixture, MixtureSettings, SourceSettings, integer_weights
+from feeder.samples import Samples
 from feeder.state import State
 
 Labels = Literal["same", "own", "union"]
@@ -164,6 +165,10 @@ class MixedDataset(BatchDataset[MixtureSettings]):
                 self.names, plan.counts(loaded.epoch, loaded.position), self._own_lengths, strict=True
             )
         }
+
+    def samples(self) -> Samples:
+        """Return an iterable of single samples, as `ImageDataset.samples` does."""
+        return Samples(self)
 
     def set_transform(self, transform: Any, *, views: int = 1) -> None:
         """Give the iterations that start from now on other transforms, the same for all datasets.

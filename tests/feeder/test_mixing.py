@@ -189,6 +189,19 @@ def other_weights(dataset):
     return state
 
 
+def test_samples_one_by_one_are_those_of_the_batches(mixed):
+    expected = [(int(s), int(i)) for b in mixed() for s, i in zip(b["source"], b["id"], strict=True)]
+    assert [(int(sample["source"]), int(sample["id"])) for sample in mixed().samples()] == expected
+    assert len(mixed().samples()) == len(expected)
+
+
+def test_ranks_of_a_group_receive_the_same_batches(mixed):
+    alone = [content(batch) for batch in mixed({"rank": 1, "world_size": 2})]
+    for rank in (2, 3):
+        of_rank = {"rank": rank, "world_size": 4, "replicate": 2}
+        assert [content(batch) for batch in mixed(of_rank)] == alone
+
+
 def test_a_mixture_works_in_worker_processes(mixed):
     data = pytest.importorskip("torch.utils.data")
     here = [content(batch) for batch in mixed()]
