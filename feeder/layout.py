@@ -213,7 +213,11 @@ class Layout:
         first = given[0]
         for result in given:
             if (result.shape, result.dtype) != (first.shape, first.dtype):
-                raise function.unequal(first, result)
+                raise ConfigError(
+                    f"transform {function.names[-1]} returned {_shape(first)} for one sample and {_shape(result)} for"
+                    " another, which cannot be one batch; end with an operation that gives one size, such as a crop, or"
+                    " begin with one that the engine executes, such as feeder.RandomResizedCrop(224)"
+                )
         last = isinstance(first, np.ndarray) and first.ndim == 3
         arrays = [np.asarray(result) for result in given]
         stacked = self._allocate((len(results), view.count, *arrays[0].shape), arrays[0].dtype)
@@ -223,6 +227,10 @@ class Layout:
             for number in range(0 if views is None else len(views)):
                 stacked[row, number] = next(remaining)
         return stacked, last
+
+
+def _shape(value: Any) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def mask_entry(views: tuple[View, ...], view: View, name: str) -> str:

@@ -26,7 +26,7 @@ from feeder.foreign import albumentations, torchvision
 from feeder.foreign.fields import FieldFunction, apply_field, batched
 from feeder.foreign.functions import FunctionStage, Kind, PerSample, Stage, name_of
 from feeder.foreign.placing import Lifted, Placement, Skipped, Stays, Verdict
-from feeder.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from feeder.transforms import GEOMETRIC, Geometric
 
 __all__ = [
     "FieldFunction",
@@ -37,9 +37,9 @@ __all__ = [
     "describe",
     "per_sample",
     "split",
+    "unsized",
 ]
 
-Geometric = RandomResizedCrop | Resize | CenterCrop | RandomHorizontalFlip
 Family = Literal["ours", "torchvision", "albumentations", "function", "per sample"]
 
 _log = logging.getLogger("feeder")
@@ -136,6 +136,17 @@ def describe(transform: Any) -> tuple[Placement, ...]:
     return tuple(placements)
 
 
+def unsized(transform: Any) -> ConfigError:
+    """Return the error of a transform of which the engine can do nothing, where it has to give images of one size."""
+    first = next(row for row in describe(transform) if row.where != "engine")
+    reason = first.why.partition("; ")[0]
+    return ConfigError(
+        f"nothing that the engine can do gives all images one size: {first.name} runs per sample ({reason}); begin with"
+        " feeder.RandomResizedCrop(224), or with feeder.Resize((height, width)), which changes nothing where all images"
+        " have that size already"
+    )
+
+
 def _why_taken(verdict: Verdict | None) -> str:
     match verdict:
         case Lifted(description=description, difference=difference):
@@ -215,7 +226,7 @@ def _verdict(item: _Item, kind: Kind) -> Verdict:
             return torchvision.place(item.operation, kind)
         case "albumentations":
             return albumentations.place(item.operation)
-        case "ours" if isinstance(item.operation, Geometric):
+        case "ours" if isinstance(item.operation, GEOMETRIC):
             return Lifted(item.operation)
         case "function":
             return Stays("a function, of which nothing is known")

@@ -95,6 +95,10 @@ class PerSample:
         for stage, own in zip(self.stages, draw(key, np.arange(len(self.stages))).tolist(), strict=True):
             value = stage.run(value, own)
         if is_tensor(value):
+            if str(value.dtype) == "torch.bfloat16":
+                raise TransformError(
+                    f"transform {self.names[-1]} returned bfloat16, which arrays lack; give back float32"
+                )
             return plain(value)
         if isinstance(value, np.ndarray):
             return value
@@ -102,14 +106,6 @@ class PerSample:
             return np.asarray(value)
         raise TransformError(
             f"transform {self.names[-1]} returned {type(value).__name__}; give back an array, a tensor or a PIL image"
-        )
-
-    def unequal(self, first: Any, other: Any) -> ConfigError:
-        """Return the error of two results that cannot stand in one batch: shapes or types differ."""
-        return ConfigError(
-            f"transform {self.names[-1]} returned {_shape(first)} for one sample and {_shape(other)} for another, which"
-            " cannot be one batch; end with an operation that gives one size, such as a crop, or begin with one"
-            " that the engine executes, such as feeder.RandomResizedCrop(224)"
         )
 
     @property
@@ -123,10 +119,6 @@ class PerSample:
     def __reduce__(self) -> tuple[Any, ...]:
         check_sendable(self.stages, "transform")
         return PerSample, (self.stages, self.receives)
-
-
-def _shape(value: Any) -> str:
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def shown_as(kind: Kind, pixels: NDArray[Any]) -> Any:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from feeder.foreign.functions import Kind
-from feeder.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from feeder.transforms import Geometric
 
 Where = Literal["engine", "batch", "per sample"]
 
@@ -34,7 +34,7 @@ class Lifted:
         difference: what comes out otherwise than from the operation itself; empty where nothing does.
     """
 
-    description: RandomResizedCrop | Resize | CenterCrop | RandomHorizontalFlip
+    description: Geometric
     difference: str = ""
 
 

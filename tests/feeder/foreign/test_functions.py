@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import feeder
+import feeder.foreign
 from feeder.errors import ConfigError, TransformError
-from feeder.foreign import PerSample, apply_field, batched, describe, per_sample, split
+from feeder.foreign import PerSample, apply_field, batched, describe, per_sample, split, unsized
 from feeder.foreign.functions import takes_rng
 from tests.images import picture
 from tests.peers import peer
@@ -149,12 +150,22 @@ def test_a_function_that_forgets_to_return_is_told_so(pixels: np.ndarray) -> Non
     )
 
 
-def test_results_of_shapes_that_differ_are_one_sentence() -> None:
-    error = per_sample(np.asarray).unequal(np.zeros((3, 4)), np.zeros((5, 4), np.uint8))
-    assert str(error) == (
-        "transform asarray returned (3, 4) float64 for one sample and (5, 4) uint8 for another, which cannot be one"
-        " batch; end with an operation that gives one size, such as a crop, or begin with one that the engine executes,"
-        " such as feeder.RandomResizedCrop(224)"
+def test_a_type_that_arrays_lack_is_refused(pixels: np.ndarray) -> None:
+    torch = peer("torch")
+
+    def half(pixels: np.ndarray) -> Any:
+        return torch.zeros(3, dtype=torch.bfloat16)
+
+    with pytest.raises(TransformError) as caught:
+        per_sample(half)(pixels, 0)
+    assert str(caught.value).endswith(" returned bfloat16, which arrays lack; give back float32")
+
+
+def test_what_gives_no_size_is_told_what_to_write() -> None:
+    assert str(unsized([np.flipud, feeder.foreign.per_sample(np.asarray)])) == (
+        "nothing that the engine can do gives all images one size: flipud runs per sample (a function, of which nothing"
+        " is known); begin with feeder.RandomResizedCrop(224), or with feeder.Resize((height, width)), which changes"
+        " nothing where all images have that size already"
     )
 
 

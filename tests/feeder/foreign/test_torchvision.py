@@ -143,7 +143,7 @@ def decoded(geometry: list[Any], *, size: tuple[int, int], seed: int = 0) -> np.
     one = np.array([0])
     windows = compiled.windows(seed, 0, one, one, np.array([size[0]]), np.array([size[1]]))
     out = np.empty((1, 1, *compiled.size, 3), np.uint8)
-    assert PillowEngine().decode([encoded(5, size=size, format="PNG")], windows, out) == {}
+    assert PillowEngine().decode([encoded(5, size=size, format="PNG")], [windows], [out]) == {}
     return out[0, 0]
 
 
