@@ -84,7 +84,7 @@ def _measure(folder: str, arguments: dict[str, Any]) -> dict[str, float]:
         "rows": copies.num_rows,
         "choose_s": chosen - start,
         "order_s": end - chosen,
-        "anonymous_mib": (peak_kib - idle_kib) / 1024,
+        "anonymous_mib": max(1.0, (peak_kib - idle_kib) / 1024),
         "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 

@@ -23,7 +23,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,14 +114,48 @@ class RankBatch:
     """The part of one step that one rank gets, padded to the same length on all ranks.
 
     Attributes:
-        ids: int64[B], sample ids; -1 where padded.
+        ids: int64[B], sample ids of their dataset; -1 where padded.
         copies: int64[B], which copy of the sample this is.
         valid: bool[B], False where padded; padding stands at the end.
+        sources: int64[B], number of the dataset in a mixture; 0 where there is one.
+        epochs: int64[B], the epoch in which the row's own dataset is.
     """
 
     ids: Int64Array
     copies: Int64Array
     valid: NDArray[np.bool_]
+    sources: Int64Array
+    epochs: Int64Array
+
+    @classmethod
+    def of_one(cls, ids: Int64Array, copies: Int64Array, valid: NDArray[np.bool_], epoch: int) -> "RankBatch":
+        """Return a batch of a dataset that is alone."""
+        return cls(ids=ids, copies=copies, valid=valid, sources=np.zeros_like(ids), epochs=np.full_like(ids, epoch))
+
+
+class Plan(Protocol):
+    """Which samples stand where, of one dataset or of a mixture.
+
+    Duties: methods are pure, safe from many threads, and depend on nothing but their arguments and what the plan was
+    made of; a plan pickles.
+    """
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of an epoch."""
+        ...
+
+    def steps(self, global_batch: int, position: int = 0) -> int:
+        """Return how many steps of G samples follow a position."""
+        ...
+
+    def rank_batch(self, epoch: int, position: int, global_batch: int, rank: int, world_size: int) -> RankBatch:
+        """Return rank's part of the step that starts at a position."""
+        ...
+
+    def stand_in(self, source: int, sample_id: int, number: int) -> int:
+        """Return the id of the sample of the same segment of a dataset that a 64-bit number picks."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,17 +250,18 @@ class Order:
         if found:
             ids[:count] = np.concatenate([lane_ids for lane_ids, _ in found])
             copies[:count] = np.concatenate([lane_copies for _, lane_copies in found])
-        return RankBatch(ids=ids, copies=copies, valid=np.arange(length) < count)
+        return RankBatch.of_one(ids, copies, np.arange(length) < count, epoch)
 
-    def stand_in(self, sample_id: int, number: int) -> tuple[int, int]:
-        """Return (id, copy) that a 64-bit number picks in a sample's own segment, each as likely as it is frequent."""
+    def stand_in(self, source: int, sample_id: int, number: int) -> int:
+        """Return the id that a 64-bit number picks in a sample's own segment, each as likely as it is frequent."""
+        assert source == 0
         segment = int(np.searchsorted(self._first_ids, sample_id, side="right")) - 1
         first, last = (int(end) for end in self._first_ids[segment : segment + 2])
         offset = number % int(self._quotas[segment])
         if self._copies is None:
-            return first + offset, 0
-        ids, copies = self._copies.resolve(first, last, np.array([offset]))
-        return int(ids[0]), int(copies[0])
+            return first + offset
+        ids, _ = self._copies.resolve(first, last, np.array([offset]))
+        return int(ids[0])
 
     def _lane_parts(self, position: int, taken: int, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Yield (lane, t0, t1) of ``count`` samples from the ``first`` of a step's positions, sorted by lane."""

@@ -284,11 +284,11 @@ def test_the_rows_of_a_segment_differ_by_at_most_one_between_epochs():
 def test_stand_ins_come_from_the_same_segment_and_are_never_left_out():
     order = make_order([3, 3], copies=[0, 1, 2, 0, 0, 3])
     numbers = [int(number) for number in draw(1, np.arange(50))]
-    assert {order.stand_in(1, number) for number in numbers} == {(1, 0), (2, 0), (2, 1)}
-    assert {order.stand_in(5, number) for number in numbers} == {(5, 0), (5, 1), (5, 2)}
+    assert {order.stand_in(0, 1, number) for number in numbers} == {1, 2}
+    assert {order.stand_in(0, 5, number) for number in numbers} == {5}
     fractional = make_order([3, 3], copies=[0, 1, 5, 0, 0, 6], unit=4)
-    assert {fractional.stand_in(1, number) for number in numbers} == {(1, 0), (2, 0), (2, 1)}
-    assert {make_order([3, 3]).stand_in(4, number)[0] for number in numbers} == {3, 4, 5}
+    assert {fractional.stand_in(0, 1, number) for number in numbers} == {1, 2}
+    assert {make_order([3, 3]).stand_in(0, 4, number) for number in numbers} == {3, 4, 5}
 
 
 def test_more_lanes_than_samples_are_refused():
