@@ -11,11 +11,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from feeder import presets as presets
-    from feeder.augment import CenterCrop as CenterCrop
-    from feeder.augment import Normalize as Normalize
-    from feeder.augment import RandomHorizontalFlip as RandomHorizontalFlip
-    from feeder.augment import RandomResizedCrop as RandomResizedCrop
-    from feeder.augment import Resize as Resize
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
     from feeder.order import Shuffle as Shuffle
@@ -36,17 +31,23 @@ if TYPE_CHECKING:
     from feeder.pixels import RandomPosterize as RandomPosterize
     from feeder.pixels import RandomSolarize as RandomSolarize
     from feeder.pixels import TrivialAugmentWide as TrivialAugmentWide
+    from feeder.program import Views as Views
+    from feeder.transforms import CenterCrop as CenterCrop
+    from feeder.transforms import Normalize as Normalize
+    from feeder.transforms import RandomHorizontalFlip as RandomHorizontalFlip
+    from feeder.transforms import RandomResizedCrop as RandomResizedCrop
+    from feeder.transforms import Resize as Resize
 
 _HOMES = {
     "AutoAugment": "feeder.pixels",
-    "CenterCrop": "feeder.augment",
+    "CenterCrop": "feeder.transforms",
     "ColorJitter": "feeder.pixels",
     "CutMix": "feeder.pixels",
     "FeederError": "feeder.errors",
     "GaussianBlur": "feeder.pixels",
     "ImageDataset": "feeder.dataset",
     "MixUp": "feeder.pixels",
-    "Normalize": "feeder.augment",
+    "Normalize": "feeder.transforms",
     "RandAugment": "feeder.pixels",
     "RandomAdjustSharpness": "feeder.pixels",
     "RandomApply": "feeder.pixels",
@@ -55,14 +56,15 @@ _HOMES = {
     "RandomEqualize": "feeder.pixels",
     "RandomErasing": "feeder.pixels",
     "RandomGrayscale": "feeder.pixels",
-    "RandomHorizontalFlip": "feeder.augment",
+    "RandomHorizontalFlip": "feeder.transforms",
     "RandomInvert": "feeder.pixels",
     "RandomPosterize": "feeder.pixels",
-    "RandomResizedCrop": "feeder.augment",
+    "RandomResizedCrop": "feeder.transforms",
     "RandomSolarize": "feeder.pixels",
-    "Resize": "feeder.augment",
+    "Resize": "feeder.transforms",
     "Shuffle": "feeder.order",
     "TrivialAugmentWide": "feeder.pixels",
+    "Views": "feeder.program",
 }
 _MODULES = ("presets",)
 
@@ -92,6 +94,7 @@ __all__ = [
     "Resize",
     "Shuffle",
     "TrivialAugmentWide",
+    "Views",
     "__version__",
     "presets",
 ]

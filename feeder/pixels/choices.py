@@ -25,8 +25,8 @@ class RandomApply:
     p: float = 0.5
 
     @property
-    def on_floats(self) -> bool:
-        return all(transform.on_floats for transform in self.transforms)
+    def takes_normalized(self) -> bool:
+        return all(getattr(transform, "takes_normalized", False) for transform in self.transforms)
 
     def __post_init__(self) -> None:
         store(
@@ -64,8 +64,8 @@ class RandomChoice:
         return is_mixer(self.transforms[0])
 
     @property
-    def on_floats(self) -> bool:
-        return all(getattr(transform, "on_floats", False) for transform in self.transforms)
+    def takes_normalized(self) -> bool:
+        return all(getattr(transform, "takes_normalized", False) for transform in self.transforms)
 
     @property
     def num_classes(self) -> int:

@@ -40,7 +40,7 @@ class ColorJitter:
     saturation: float | tuple[float, float] | None = None
     hue: float | tuple[float, float] | None = None
 
-    on_floats: ClassVar[bool] = False
+    takes_normalized: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
@@ -96,7 +96,7 @@ class GaussianBlur:
     kernel_size: int | tuple[int, int]
     sigma: float | tuple[float, float] = (0.1, 2.0)
 
-    on_floats: ClassVar[bool] = False
+    takes_normalized: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         sides: Any = self.kernel_size
@@ -130,7 +130,7 @@ class _Chance:
     """What is done to an image with probability ``p``. Parameters: ``apply`` (n,) bool."""
 
     __slots__ = ()
-    on_floats: ClassVar[bool] = False
+    takes_normalized: ClassVar[bool] = False
     p: float
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ class RandomErasing:
     value: float | tuple[float, float, float] | Literal["random"] = 0.0
     inplace: bool = False
 
-    on_floats: ClassVar[bool] = True
+    takes_normalized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         store(self, p=checks.probability(self, self.p), value=_checked_value(self.value))

@@ -153,9 +153,12 @@ def _with_the_one_before(images: Any, rows: NDArray[np.int64]) -> Iterator[tuple
 def symmetric_beta(alpha: float, keys: UInt64Array) -> NDArray[np.float64]:
     """Return a draw of Beta(alpha, alpha) for each of (n,) keys, bit-identical on every machine.
 
-    Both methods reject candidates, made of two uniform draws each, with arithmetic of `feeder.windows` alone.
+    For alpha = 1 it is uniform. Else candidates, made of two uniform draws each, are rejected until one will do, with
+    arithmetic of `feeder.windows` alone.
     """
-    method = _johnk if alpha <= 1 else _cheng
+    if alpha == 1:
+        return uniform(keys, 0)
+    method = _johnk if alpha < 1 else _cheng
     return np.array([method(alpha, key) for key in keys])
 
 
@@ -171,7 +174,7 @@ def _exp(exponent: float) -> float:
 
 
 def _johnk(alpha: float, key: np.uint64) -> float:
-    """For alpha ≤ 1: X = U^(1/alpha), Y likewise; X / (X + Y) if X + Y ≤ 1 (Jöhnk, Metrika 8, 1964)."""
+    """For alpha < 1: X = U^(1/alpha), Y likewise; X / (X + Y) if X + Y ≤ 1 (Jöhnk, Metrika 8, 1964)."""
     for u, v in _candidates(key):
         x, y = exact_log(u) / alpha, exact_log(v) / alpha
         if _exp(x) + _exp(y) <= 1:

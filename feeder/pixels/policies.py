@@ -93,7 +93,7 @@ class Policy:
     """
 
     __slots__ = ()
-    on_floats: ClassVar[bool] = False
+    takes_normalized: ClassVar[bool] = False
     interpolation: Interpolation
     fill: Fill
 

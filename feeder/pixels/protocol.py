@@ -20,13 +20,9 @@ class PixelTransform(Protocol):
     Duties: `draw` is pure NumPy and bit-identical on every machine. `apply` changes ``images`` in place, image by
     image, so that the result for one does not depend on the others; many threads call it at once on different images;
     it neither keeps state nor touches any global random generator. Descriptions can be pickled, and compare equal when
-    their arguments do.
+    their arguments do. One that may stand after Normalize, where images are float32, says so by a true attribute
+    ``takes_normalized``.
     """
-
-    @property
-    def on_floats(self) -> bool:
-        """Whether it may stand after Normalize, and then gets float32 images."""
-        ...
 
     def draw(self, keys: UInt64Array, height: int, width: int) -> Params:
         """Return the parameters of n images of a size, from (n,) keys of this transform alone."""
@@ -63,19 +59,20 @@ class Mixer(Protocol):
 def operation_keys(transforms: Iterable[PixelTransform | Mixer], keys: UInt64Array) -> list[UInt64Array]:
     """Return, for each transform of a list, the (n,) keys that its `draw` is given.
 
-    The stream of a transform is ``derive_key("pixels." + name, occurrence)``, where name is its class's and occurrence
-    counts those of the same name before it: what it draws does not depend on which others stand in the list.
+    The stream of a transform is ``draw(keys, derive_key("operation." + name))``, where name is its class's, numbered
+    from the second of that name on: what it draws does not depend on which others stand in the list.
 
     Args:
-        transforms: the list, or a part of it that holds all of these names.
-        keys: (n,) keys of the output images: of (seed, epoch, sample id, copy, view).
+        transforms: the list.
+        keys: (n,) keys of the output images, or of the transform whose list it is.
     """
     seen: Counter[str] = Counter()
     streams = []
     for item in transforms:
-        name = type(item).__name__
-        streams.append(draw(keys, np.uint64(derive_key(f"pixels.{name}", seen[name]))))
-        seen[name] += 1
+        kind = type(item).__name__
+        seen[kind] += 1
+        name = kind if seen[kind] == 1 else f"{kind} {seen[kind]}"
+        streams.append(draw(keys, derive_key(f"operation.{name}")))
     return streams
 
 

@@ -163,9 +163,9 @@ class PixelContract:
         self.check(transform, pictures(5, size), tolerance)
 
     def test_photographs_are_torchvisions(self, photos: Any) -> None:
-        paths = sorted(photos.rglob("*.JPEG"))[::60][:8]
+        paths = sorted(photos.rglob("*.JPEG"))[::150][:4]
         for transform, tolerance in CASES[:4]:
-            self.check(transform, pictures(10, (224, 224), photographs=paths), tolerance, seed=1)
+            self.check(transform, pictures(6, (224, 224), photographs=paths)[2:], tolerance, seed=1)
 
     @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
     @pytest.mark.parametrize("fill", [None, 128, (1.0, 2.5, 255.0)])

@@ -39,6 +39,7 @@ PUBLIC_NAMES = [
     "Resize",
     "Shuffle",
     "TrivialAugmentWide",
+    "Views",
     "__version__",
     "presets",
 ]
