@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from feeder import presets as presets
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
+    from feeder.mixing import mix as mix
     from feeder.order import Shuffle as Shuffle
     from feeder.pixels import AutoAugment as AutoAugment
     from feeder.pixels import ColorJitter as ColorJitter
@@ -65,6 +66,7 @@ _HOMES = {
     "Shuffle": "feeder.order",
     "TrivialAugmentWide": "feeder.pixels",
     "Views": "feeder.program",
+    "mix": "feeder.mixing",
 }
 _MODULES = ("presets",)
 
@@ -96,6 +98,7 @@ __all__ = [
     "TrivialAugmentWide",
     "Views",
     "__version__",
+    "mix",
     "presets",
 ]
 

@@ -41,6 +41,7 @@ PUBLIC_NAMES = [
     "TrivialAugmentWide",
     "Views",
     "__version__",
+    "mix",
     "presets",
 ]
 
