@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from feeder.augment import Resize as Resize
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
+    from feeder.loader import Loader as Loader
     from feeder.order import Shuffle as Shuffle
 
 _HOMES = {
     "CenterCrop": "feeder.augment",
     "FeederError": "feeder.errors",
     "ImageDataset": "feeder.dataset",
+    "Loader": "feeder.loader",
     "Normalize": "feeder.augment",
     "RandomHorizontalFlip": "feeder.augment",
     "RandomResizedCrop": "feeder.augment",
@@ -36,6 +38,7 @@ __all__ = [
     "CenterCrop",
     "FeederError",
     "ImageDataset",
+    "Loader",
     "Normalize",
     "RandomHorizontalFlip",
     "RandomResizedCrop",

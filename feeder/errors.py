@@ -9,6 +9,7 @@
     ├── SampleError (ValueError)         one sample cannot be decoded, and the policy says to stop
     │   └── TooManyBadSamplesError       more bad samples than ``max_bad_fraction`` allows
     ├── StalledError (RuntimeError)      a stage of the pipeline made no progress in its time limit
+    ├── WorkerDiedError (RuntimeError)   a worker process of a loader has ended: killed, crashed, out of memory
     ├── MissingPackageError (ImportError)  an optional package is needed and not installed
     └── feeder.shards.errors.ShardsError   datasets on disk; its own tree stands in that module
 
@@ -42,6 +43,10 @@ class TooManyBadSamplesError(SampleError):
 
 class StalledError(FeederError, RuntimeError):
     """A stage of the pipeline made no progress within its time limit."""
+
+
+class WorkerDiedError(FeederError, RuntimeError):
+    """A worker process of a loader has ended without being told to."""
 
 
 class MissingPackageError(FeederError, ImportError):

@@ -17,6 +17,7 @@ PUBLIC_NAMES = [
     "CenterCrop",
     "FeederError",
     "ImageDataset",
+    "Loader",
     "Normalize",
     "RandomHorizontalFlip",
     "RandomResizedCrop",

@@ -1,0 +1,256 @@
+"""What runs in a worker process.
+
+1. The main thread makes batches, epoch after epoch, and sends them until it is as far ahead as it may be.
+2. A second thread listens. It notes where to begin and what was taken; at `Stop`, and when the receiving process is
+   gone in whatever way, it ends the process at once: nothing here has to be put in order.
+3. An exception goes to the receiver, and the worker waits to be told where to begin next.
+
+If the code disagrees with these lines, the code is wrong.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from numpy.typing import DTypeLike, NDArray
+
+from feeder import tensors
+from feeder.stages import Counters
+from feeder.workers import record as stages
+from feeder.workers.failures import packed
+from feeder.workers.protocol import (
+    Begin,
+    EpochEnd,
+    Failed,
+    Release,
+    Started,
+    Stop,
+    pack_batch,
+    receive,
+    send,
+    send_packed,
+)
+from feeder.workers.record import WorkRecord
+from feeder.workers.slots import SlotMaker
+
+TICK_S = 1.0  # how often a worker that hears nothing looks whether its receiver is still there, without pidfd
+_SPARE_SLOTS = 4  # beyond those of batches that are ahead: under way in the pipeline, or in the loop's hands
+
+
+class Allocate(Protocol):
+    """Gives the memory of a large array."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]: ...
+
+
+class Streams(Protocol):
+    """What a dataset must be able to do in a worker; it comes there by fork or pickle."""
+
+    @property
+    def counters(self) -> Counters:
+        """What the stages of this process have done."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def stream(
+        self,
+        *,
+        epoch: int,
+        position: int,
+        worker: int = 0,
+        workers: int = 1,
+        allocate: Allocate = ...,
+        pixels_on_device: bool = False,
+    ) -> Generator[dict[str, Any], None, None]:
+        """Yield every ``workers``-th batch of the rest of an epoch, from the ``worker``-th on, as NumPy arrays."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Which part of the work a worker has.
+
+    Attributes:
+        worker, workers: number of this worker, and of all.
+        prefetch: batches to be ahead by, at least 1.
+        prefetch_bytes: the most bytes to be ahead by; a single batch may have more.
+        pixels_on_device: see `Streams.stream`.
+        receiver: the process that started the worker.
+    """
+
+    worker: int
+    workers: int
+    prefetch: int
+    prefetch_bytes: int | None
+    pixels_on_device: bool
+    receiver: int
+
+
+def serve(dataset: Streams, connection: Connection, work: WorkRecord, assignment: Assignment) -> None:
+    """Run a worker until it is told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not a handler that a fork brought along
+    work.dump_stacks_here()
+    tensors.limit_threads()
+    slots = SlotMaker(spare=assignment.prefetch + _SPARE_SLOTS)
+    orders = _Orders(connection, slots, assignment)
+    threading.Thread(target=orders.listen, name="feeder-listen", daemon=True).start()
+    send(connection, Started())
+    generation = 0
+    while True:
+        work.write(stage=stages.IDLE)
+        begin = orders.next_begin(generation)
+        generation = begin.generation
+        try:
+            _make(dataset, connection, slots, orders, work, assignment, begin)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the batch is waited for
+            where = f"worker {assignment.worker} (process {os.getpid()}), {work.describe()}"
+            send(connection, Failed(generation=generation, error=packed(error, where)))
+
+
+def _make(
+    dataset: Streams,
+    connection: Connection,
+    slots: SlotMaker,
+    orders: "_Orders",
+    work: WorkRecord,
+    assignment: Assignment,
+    begin: Begin,
+) -> None:
+    """Make and send batches until another `Begin` came."""
+    for name, arguments, options in begin.calls:
+        getattr(dataset, name)(*arguments, **options)
+    dataset.load_state_dict(begin.state)
+    epoch, position = int(begin.state["epoch"]), int(begin.state["position"])
+    while True:
+        work.write(stage=stages.MAKING, epoch=epoch, position=position)
+        stream = dataset.stream(
+            epoch=epoch,
+            position=position,
+            worker=assignment.worker,
+            workers=assignment.workers,
+            allocate=slots.allocate,
+            pixels_on_device=assignment.pixels_on_device,
+        )
+        with contextlib.closing(stream):  # which cancels what it has under way
+            for batch in stream:
+                position = int(batch["state"]["position"])
+                work.write(stage=stages.AHEAD, position=position, progress=work.progress + 1)
+                if not orders.wait_for_room(begin.generation):
+                    return
+                work.write(stage=stages.SENDING)
+                packed_batch = pack_batch(
+                    batch, slots, generation=begin.generation, epoch=epoch, counts=dataset.counters.snapshot()
+                )
+                del batch
+                orders.note_sent(packed_batch.size)
+                send_packed(connection, packed_batch, assignment.receiver)
+                work.write(stage=stages.MAKING, progress=work.progress + 1)
+        if not orders.wait_for_room(begin.generation):
+            return
+        orders.note_sent(0)
+        send(connection, EpochEnd(generation=begin.generation, epoch=epoch, counts=dataset.counters.snapshot()))
+        epoch, position = epoch + 1, 0
+
+
+class _Orders:
+    """What the receiver has said; the listening thread notes it, the main thread waits for it."""
+
+    def __init__(self, connection: Connection, slots: SlotMaker, assignment: Assignment) -> None:
+        self._connection = connection
+        self._slots = slots
+        self._assignment = assignment
+        self._changed = threading.Condition()
+        self._begin: Begin | None = None
+        self._ahead: deque[int] = deque()  # bytes of the batches (0 for an epoch's end) that were sent and not taken
+        self._largest = 0
+
+    def next_begin(self, after: int) -> Begin:
+        """Wait for a `Begin` of a later generation."""
+        with self._changed:
+            while self._begin is None or self._begin.generation <= after:
+                self._changed.wait()
+            self._ahead.clear()
+            return self._begin
+
+    def is_current(self, generation: int) -> bool:
+        """Whether a generation is the last one that was asked for."""
+        return self._begin is not None and self._begin.generation == generation
+
+    def wait_for_room(self, generation: int) -> bool:
+        """Wait until another batch may be sent; False if another generation was begun."""
+        with self._changed:
+            while self.is_current(generation) and not self._has_room():
+                self._changed.wait()
+        return self.is_current(generation)
+
+    def _has_room(self) -> bool:
+        if len(self._ahead) >= self._assignment.prefetch:
+            return False
+        limit = self._assignment.prefetch_bytes
+        return limit is None or not self._ahead or sum(self._ahead) + self._largest <= limit
+
+    def note_sent(self, size: int) -> None:
+        """Note that a batch of so many bytes, or the end of an epoch, is about to be sent."""
+        with self._changed:
+            self._largest = max(self._largest, size)
+            self._ahead.append(size)
+
+    def listen(self) -> None:
+        """Hear what the receiver says, until it is gone; then end the process."""
+        receiver = _Receiver(self._connection, self._assignment.receiver)
+        try:
+            while isinstance(message := receiver.says(), Begin | Release):
+                with self._changed:
+                    if isinstance(message, Begin):
+                        self._begin = message
+                    else:
+                        self._note_taken(message)
+                    self._changed.notify()
+        finally:
+            _end_process()
+
+    def _note_taken(self, message: Release) -> None:
+        self._slots.let_go(message.slots)
+        if self.is_current(message.generation):
+            for _ in range(min(message.taken, len(self._ahead))):
+                self._ahead.popleft()
+
+
+class _Receiver:
+    """Hears what the receiving process says, and notices its end though another process may hold its socket."""
+
+    def __init__(self, connection: Connection, pid: int) -> None:
+        self._connection = connection
+        self._pid = pid
+        self._is_parent = os.getppid() == pid  # not so behind a fork server
+        self._waited_for: list[Any] = [connection]
+        with contextlib.suppress(OSError, AttributeError):  # an old kernel; macOS
+            self._waited_for.append(os.pidfd_open(pid))
+
+    def says(self) -> Any:
+        """Return the next message; Stop when the process is gone."""
+        try:
+            while self._connection not in (ready := wait(self._waited_for, TICK_S)):
+                if ready or (self._is_parent and os.getppid() != self._pid):
+                    return Stop()
+                os.kill(self._pid, 0)
+            return receive(self._connection)
+        except (EOFError, OSError):
+            return Stop()
+
+
+def _end_process() -> None:
+    """End this process at once, whatever its threads are at; what was printed shall be seen."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(0)
