@@ -24,8 +24,8 @@ from feeder.workers.record import WorkRecord
 from feeder.workers.serving import Assignment, Streams, serve
 from feeder.workers.slots import SlotViews
 
-# A batch takes seconds at most. Storage that hangs comes back within a minute, and a worker that was stopped for one shall
-# go on; whoever waits for more than two pays for idle accelerators.
+# A batch takes seconds at most. Storage that hangs comes back within a minute, and a worker that was stopped for one
+# shall go on; whoever waits for more than two pays for idle accelerators.
 STALL_LIMIT_S = 120.0
 TICK_S = 1.0  # between looks at a worker that is waited for
 STOP_GRACE_S = (
