@@ -23,6 +23,7 @@ PUBLIC_NAMES = [
     "RandomResizedCrop",
     "Resize",
     "Shuffle",
+    "Views",
     "__version__",
     "presets",
 ]

@@ -68,7 +68,7 @@ class Numbers:
         return {"epoch": epoch, "position": position}, self.steps - position // self.size
 
     def handed_over(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return tensors.from_arrays(batch) if self.as_tensors else batch
+        return tensors.from_arrays(batch, ("image",)) if self.as_tensors else batch
 
     def stream(
         self,
