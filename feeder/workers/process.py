@@ -29,7 +29,7 @@ from feeder.workers.slots import SlotViews
 STALL_LIMIT_S = 120.0
 TICK_S = 1.0  # between looks at a worker that is waited for
 STOP_GRACE_S = (
-    2.0  # a worker that hears ends in milliseconds; one that is stopped, or stuck in native code, never hears
+    2.0  # a worker that hears ends in milliseconds; one that is stopped or stuck in native code does not hear
 )
 KILL_LIMIT_S = 5.0  # the kernel ends a killed process at once, unless it hangs in a system call
 DUMP_LIMIT_S = 2.0  # for a stalled worker to write its stacks
@@ -107,7 +107,7 @@ class Worker:
             WorkerDiedError: the process has ended.
             StalledError: it has made no progress for `STALL_LIMIT_S`, while this process was waiting.
         """
-        waited, progress = 0.0, -1
+        waited, progress = 0.0, self._work.progress
         while True:
             start = time.monotonic()
             if multiprocessing.connection.wait([self._connection, self._process.sentinel], TICK_S):

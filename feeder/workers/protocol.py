@@ -89,7 +89,6 @@ class EpochEnd:
 
     generation: int
     epoch: int
-    counts: Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

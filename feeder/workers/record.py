@@ -16,7 +16,7 @@ from feeder.memory import SharedMemory, anonymous_file
 
 _PAGE = 4096
 _DUMP_LIMIT = 20_000  # characters of stacks in a message
-_LAYOUT = np.dtype([(name, "i8") for name in ("stage", "epoch", "position", "progress")])
+_LAYOUT = np.dtype([(name, "i8") for name in ("stage", "epoch", "position", "batches", "samples")])
 
 STAGES = (
     "starting and importing",
@@ -34,7 +34,7 @@ class WorkRecord:
     Attributes:
         stage: an index into `STAGES`.
         epoch, position: where the worker stands: behind the last batch it made.
-        progress: grows as long as anything goes on.
+        batches: made and sent, counted together; samples: that went through stages, all together.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -56,8 +56,13 @@ class WorkRecord:
             self._fields[name] = value
 
     @property
-    def progress(self) -> int:
-        return int(self._fields["progress"])
+    def progress(self) -> tuple[int, int]:
+        """What changes as long as anything goes on."""
+        return int(self._fields["batches"]), int(self._fields["samples"])
+
+    def count_batch(self) -> None:
+        """Count a batch that was made, or sent."""
+        self._fields["batches"] += 1
 
     def describe(self) -> str:
         """Return what the worker is at, or was when it died, as a part of a sentence."""

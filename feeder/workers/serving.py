@@ -14,10 +14,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from numpy.typing import DTypeLike, NDArray
 
@@ -101,71 +101,91 @@ def serve(dataset: Streams, connection: Connection, work: WorkRecord, assignment
     work.dump_stacks_here()
     tensors.limit_threads()
     slots = SlotMaker(spare=assignment.prefetch + _SPARE_SLOTS)
-    orders = _Orders(connection, slots, assignment)
-    threading.Thread(target=orders.listen, name="feeder-listen", daemon=True).start()
-    send(connection, Started())
-    generation = 0
-    while True:
-        work.write(stage=stages.IDLE)
-        begin = orders.next_begin(generation)
-        generation = begin.generation
-        try:
-            _make(dataset, connection, slots, orders, work, assignment, begin)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the batch is waited for
-            where = f"worker {assignment.worker} (process {os.getpid()}), {work.describe()}"
-            send(connection, Failed(generation=generation, error=packed(error, where)))
+    orders = _Orders(slots, assignment)
+    listener = _Listener(connection, assignment.receiver, lambda: work.write(samples=_samples(dataset.counters)))
+    threading.Thread(target=listener.listen, args=(orders.note,), name="feeder-listen", daemon=True).start()
+    _Maker(dataset, connection, slots, orders, work, assignment).run()
 
 
-def _make(
-    dataset: Streams,
-    connection: Connection,
-    slots: SlotMaker,
-    orders: "_Orders",
-    work: WorkRecord,
-    assignment: Assignment,
-    begin: Begin,
-) -> None:
-    """Make and send batches until another `Begin` came."""
-    for name, arguments, options in begin.calls:
-        getattr(dataset, name)(*arguments, **options)
-    dataset.load_state_dict(begin.state)
-    epoch, position = int(begin.state["epoch"]), int(begin.state["position"])
-    while True:
-        work.write(stage=stages.MAKING, epoch=epoch, position=position)
-        stream = dataset.stream(
+class _Maker:
+    """Makes and sends batches, in the main thread."""
+
+    def __init__(
+        self,
+        dataset: Streams,
+        connection: Connection,
+        slots: SlotMaker,
+        orders: "_Orders",
+        work: WorkRecord,
+        assignment: Assignment,
+    ) -> None:
+        self._dataset = dataset
+        self._connection = connection
+        self._slots = slots
+        self._orders = orders
+        self._work = work
+        self._assignment = assignment
+
+    def run(self) -> NoReturn:
+        """Do as told, until the process ends."""
+        send(self._connection, Started())
+        generation = 0
+        while True:
+            self._work.write(stage=stages.IDLE)
+            begin = self._orders.next_begin(generation)
+            generation = begin.generation
+            try:
+                self._make_epochs(begin)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the batch is waited for
+                where = f"worker {self._assignment.worker} (process {os.getpid()}), {self._work.describe()}"
+                send(self._connection, Failed(generation=generation, error=packed(error, where)))
+
+    def _make_epochs(self, begin: Begin) -> None:
+        """Make and send batches until another `Begin` came."""
+        for name, arguments, options in begin.calls:
+            getattr(self._dataset, name)(*arguments, **options)
+        self._dataset.load_state_dict(begin.state)
+        epoch, position = int(begin.state["epoch"]), int(begin.state["position"])
+        while self._make_epoch(begin.generation, epoch, position) and self._orders.wait_for_room(begin.generation):
+            self._orders.note_sent(0)
+            send(self._connection, EpochEnd(generation=begin.generation, epoch=epoch))
+            epoch, position = epoch + 1, 0
+
+    def _make_epoch(self, generation: int, epoch: int, position: int) -> bool:
+        """Make and send the batches of the rest of an epoch; False if another `Begin` came."""
+        self._work.write(stage=stages.MAKING, epoch=epoch, position=position)
+        stream = self._dataset.stream(
             epoch=epoch,
             position=position,
-            worker=assignment.worker,
-            workers=assignment.workers,
-            allocate=slots.allocate,
-            pixels_on_device=assignment.pixels_on_device,
+            worker=self._assignment.worker,
+            workers=self._assignment.workers,
+            allocate=self._slots.allocate,
+            pixels_on_device=self._assignment.pixels_on_device,
         )
         with contextlib.closing(stream):  # which cancels what it has under way
             for batch in stream:
-                position = int(batch["state"]["position"])
-                work.write(stage=stages.AHEAD, position=position, progress=work.progress + 1)
-                if not orders.wait_for_room(begin.generation):
-                    return
-                work.write(stage=stages.SENDING)
-                packed_batch = pack_batch(
-                    batch, slots, generation=begin.generation, epoch=epoch, counts=dataset.counters.snapshot()
-                )
+                self._work.count_batch()
+                self._work.write(stage=stages.AHEAD, position=int(batch["state"]["position"]))
+                if not self._orders.wait_for_room(generation):
+                    return False
+                self._work.write(stage=stages.SENDING)
+                self._send(batch, generation, epoch)
                 del batch
-                orders.note_sent(packed_batch.size)
-                send_packed(connection, packed_batch, assignment.receiver)
-                work.write(stage=stages.MAKING, progress=work.progress + 1)
-        if not orders.wait_for_room(begin.generation):
-            return
-        orders.note_sent(0)
-        send(connection, EpochEnd(generation=begin.generation, epoch=epoch, counts=dataset.counters.snapshot()))
-        epoch, position = epoch + 1, 0
+                self._work.count_batch()
+                self._work.write(stage=stages.MAKING)
+        return True
+
+    def _send(self, batch: dict[str, Any], generation: int, epoch: int) -> None:
+        counts = self._dataset.counters.snapshot()
+        ready = pack_batch(batch, self._slots, generation=generation, epoch=epoch, counts=counts)
+        self._orders.note_sent(ready.size)
+        send_packed(self._connection, ready, self._assignment.receiver)
 
 
 class _Orders:
     """What the receiver has said; the listening thread notes it, the main thread waits for it."""
 
-    def __init__(self, connection: Connection, slots: SlotMaker, assignment: Assignment) -> None:
-        self._connection = connection
+    def __init__(self, slots: SlotMaker, assignment: Assignment) -> None:
         self._slots = slots
         self._assignment = assignment
         self._changed = threading.Condition()
@@ -204,48 +224,61 @@ class _Orders:
             self._largest = max(self._largest, size)
             self._ahead.append(size)
 
-    def listen(self) -> None:
-        """Hear what the receiver says, until it is gone; then end the process."""
-        receiver = _Receiver(self._connection, self._assignment.receiver)
-        try:
-            while isinstance(message := receiver.says(), Begin | Release):
-                with self._changed:
-                    if isinstance(message, Begin):
-                        self._begin = message
-                    else:
-                        self._note_taken(message)
-                    self._changed.notify()
-        finally:
-            _end_process()
-
-    def _note_taken(self, message: Release) -> None:
-        self._slots.let_go(message.slots)
-        if self.is_current(message.generation):
-            for _ in range(min(message.taken, len(self._ahead))):
-                self._ahead.popleft()
+    def note(self, message: Begin | Release) -> None:
+        """Note what the receiver says."""
+        with self._changed:
+            if isinstance(message, Begin):
+                self._begin = message
+            else:
+                self._slots.let_go(message.slots)
+                if self.is_current(message.generation):
+                    for _ in range(min(message.taken, len(self._ahead))):
+                        self._ahead.popleft()
+            self._changed.notify()
 
 
-class _Receiver:
-    """Hears what the receiving process says, and notices its end though another process may hold its socket."""
+class _Listener:
+    """Hears what the receiving process says, and notices its end though another process may hold its socket.
 
-    def __init__(self, connection: Connection, pid: int) -> None:
+    Args:
+        connection: to the receiver.
+        pid: of the receiver.
+        tick: called about once a `TICK_S`.
+    """
+
+    def __init__(self, connection: Connection, pid: int, tick: Callable[[], object]) -> None:
         self._connection = connection
         self._pid = pid
+        self._tick = tick
         self._is_parent = os.getppid() == pid  # not so behind a fork server
         self._waited_for: list[Any] = [connection]
         with contextlib.suppress(OSError, AttributeError):  # an old kernel; macOS
             self._waited_for.append(os.pidfd_open(pid))
 
-    def says(self) -> Any:
-        """Return the next message; Stop when the process is gone."""
+    def listen(self, note: Callable[[Begin | Release], object]) -> None:
+        """Pass on what the receiver says, until it is gone or says `Stop`; then end the process."""
+        try:
+            while isinstance(message := self._next(), Begin | Release):
+                note(message)
+        finally:
+            _end_process()
+
+    def _next(self) -> Any:
+        """Return the next message; Stop when the receiver is gone."""
         try:
             while self._connection not in (ready := wait(self._waited_for, TICK_S)):
                 if ready or (self._is_parent and os.getppid() != self._pid):
                     return Stop()
                 os.kill(self._pid, 0)
+                self._tick()
             return receive(self._connection)
         except (EOFError, OSError):
             return Stop()
+
+
+def _samples(counters: Counters) -> int:
+    """Return how many samples went through stages, all stages together."""
+    return sum(samples for samples, _, _ in counters.snapshot().values())
 
 
 def _end_process() -> None:
