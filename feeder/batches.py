@@ -7,7 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -18,15 +18,17 @@ from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
 from feeder.filling import Allocate, Source, Step
+from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
-from feeder.placement import Placement, local_world_size, resolve_placement
+from feeder.placement import Placement, Replicate, data_placement, local_world_size, resolve_placement
 from feeder.resources import usable_cores
 from feeder.stages import Counters
 from feeder.state import State
 
 Arrays = Literal["auto", "torch", "numpy"]
 Batch = dict[str, Any]
+Settings = TypeVar("Settings", OrderSettings, MixtureSettings)
 
 _MAX_BATCH = 1 << 20  # samples of a rank's batch: more is a slip, and its padding alone would fill the memory
 
@@ -44,6 +46,7 @@ class Delivery:
     global_batch_size: int | None
     rank: int | None
     world_size: int | None
+    replicate: Replicate
     threads: int | None
     on_error: OnError
     max_bad_fraction: float
@@ -65,10 +68,14 @@ class Delivery:
         if not isinstance(fraction, float | int | np.floating) or not 0 <= fraction <= 1:
             raise ConfigError(f"max_bad_fraction is {fraction!r}; it must be a number from 0 to 1")
         if self.rank is not None or self.world_size is not None:
-            resolve_placement(self.rank, self.world_size)
+            self.placement(self.rank, self.world_size)
         one_of("arrays", self.arrays, ("auto", "torch", "numpy"))
         if self.arrays == "torch":
             tensors.require()
+
+    def placement(self, rank: int | None, world_size: int | None) -> Placement:
+        """Return whose part of the data a rank gets, among how many; None asks the launcher's environment."""
+        return data_placement(resolve_placement(rank, world_size), self.replicate)
 
     @property
     def as_tensors(self) -> bool:
@@ -76,7 +83,7 @@ class Delivery:
         return self.arrays != "numpy" and tensors.AVAILABLE
 
 
-class BatchDataset(tensors.IterableDataset[Batch]):
+class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
     """Whole batches in an order that is a pure function; `feeder.ImageDataset` and `feeder.mix` make such datasets.
 
     A subclass says which plan its settings give, and which sources it streams. Iterating yields the next epoch each
@@ -93,8 +100,8 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         self._engine: Engine = open_engine(engine)
         self._epochs = EpochCounter()
         self._counters = Counters()
-        self._loaded_settings: OrderSettings | None = None  # of a state; without one, arguments and global batch decide
-        self._plan: tuple[OrderSettings, Plan] | None = None
+        self._loaded_settings: Settings | None = None  # of a state; without one, arguments and global batch decide
+        self._plan: tuple[Settings, Plan] | None = None
         self._pipelines: dict[tuple[Allocate, bool], Pipeline] = {}
         self._state: dict[str, Any] | None = None
 
@@ -117,19 +124,19 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         """What the dataset is called in messages."""
 
     @abstractmethod
-    def _requested_settings(self, loaded: OrderSettings | None, global_batch: int) -> OrderSettings:
-        """Return what the arguments ask for; what they leave open may come from loaded settings."""
+    def _requested_settings(self, global_batch: int) -> Settings:
+        """Return what the arguments ask for."""
 
     @abstractmethod
-    def _unset_settings(self) -> set[str]:
-        """Return the names of settings that the arguments leave open, so that a state may settle them."""
+    def _loaded(self, state: State, global_batch: int) -> Settings:
+        """Return the settings of a state; StateError says why it does not belong to what the arguments ask for."""
 
     @abstractmethod
-    def _make_plan(self, settings: OrderSettings) -> Plan:
+    def _make_plan(self, settings: Settings) -> Plan:
         """Return which samples stand where."""
 
     @abstractmethod
-    def _sources(self, settings: OrderSettings) -> tuple[Source, ...]:
+    def _sources(self, settings: Settings) -> tuple[Source, ...]:
         """Return the datasets that are streamed."""
 
     @property
@@ -148,7 +155,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         return self._delivery.as_tensors
 
     @property
-    def order_settings(self) -> OrderSettings:
+    def order_settings(self) -> Settings:
         """What determines the order, with everything that was left to "auto" filled in."""
         return self._resolved_plan()[0]
 
@@ -159,7 +166,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
 
     def global_batch(self, world_size: int | None = None) -> int:
         """Return the samples of a step of all ranks together."""
-        world_size = world_size or self._placement().world_size
+        world_size = world_size or self._placement().world_size  # ranks with a part of their own
         if self._delivery.global_batch_size is None:
             assert self._delivery.batch_size is not None
             global_batch = self._delivery.batch_size * world_size
@@ -177,6 +184,15 @@ class BatchDataset(tensors.IterableDataset[Batch]):
     def __len__(self) -> int:
         """Return the steps of a whole epoch, the same for every rank."""
         return self._steps_per_epoch(self.global_batch())
+
+    def samples_per_epoch(self) -> int:
+        """Return the valid samples that this rank gets in a whole epoch."""
+        placement = self._placement()
+        global_batch = self.global_batch(placement.world_size)
+        settings, plan = self._resolved_plan(global_batch)
+        steps, rest = divmod(plan.num_positions, global_batch)
+        parts = [global_batch] * steps + [rest] * (not settings.shuffle)
+        return sum((part + placement.world_size - 1 - placement.rank) // placement.world_size for part in parts)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration this epoch; reaches the persistent workers of a DataLoader, too.
@@ -240,7 +256,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         pipeline = self._resolved_pipeline(settings, plan, workers, allocate, pixels_on_device)
         return (self._with_state(batch, settings, global_batch) for batch in pipeline.batches(steps))
 
-    def _with_state(self, batch: Batch, settings: OrderSettings, global_batch: int) -> Batch:
+    def _with_state(self, batch: Batch, settings: Settings, global_batch: int) -> Batch:
         """Return the batch with the state behind it."""
         batch["state"] = self._state_at(settings, batch["epoch"], batch["position"] + global_batch).to_json()
         return batch
@@ -252,7 +268,8 @@ class BatchDataset(tensors.IterableDataset[Batch]):
             epoch, step: from 0.
             rank, world_size: None takes this process's own.
         """
-        placement = self._placement() if rank is None and world_size is None else resolve_placement(rank, world_size)
+        given = rank is not None or world_size is not None
+        placement = self._delivery.placement(rank, world_size) if given else self._placement()
         global_batch = self.global_batch(placement.world_size)
         steps = self._steps_per_epoch(global_batch)
         epoch, step = _checked_count("epoch", epoch), checked_integer("step", step)
@@ -304,13 +321,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
             StateError: the state belongs to another dataset or another order, or is damaged; the message names both.
         """
         loaded = State.from_json(state)
-        if loaded.dataset != self.digest:
-            raise StateError(
-                f"the state belongs to the dataset with digest {loaded.dataset}, but {self.name} has digest"
-                f" {self.digest}; open the dataset that the state was made with"
-            )
-        asked = self._requested_settings(loaded.order, self.global_batch())
-        settings = loaded.order_for(asked, self._unset_settings())
+        settings = self._loaded(loaded, self.global_batch())
         if self._epochs.had_workers and settings != self.order_settings:
             raise StateError(
                 "the state has another order than the one that DataLoader workers were started with; load it before the"
@@ -350,14 +361,14 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         return steps
 
     def _placement(self) -> Placement:
-        """Return this process's rank and world size."""
-        return resolve_placement(self._delivery.rank, self._delivery.world_size)
+        """Return whose part of the data this process gets, among how many."""
+        return self._delivery.placement(self._delivery.rank, self._delivery.world_size)
 
-    def _resolved_plan(self, global_batch: int | None = None) -> tuple[OrderSettings, Plan]:
+    def _resolved_plan(self, global_batch: int | None = None) -> tuple[Settings, Plan]:
         """Return the order of a loaded state, else the one that the arguments give at a global batch."""
         settings = self._loaded_settings
         if settings is None:
-            settings = self._requested_settings(None, global_batch or self.global_batch())
+            settings = self._requested_settings(global_batch or self.global_batch())
         if self._plan is None or self._plan[0] != settings:
             self._plan = settings, self._make_plan(settings)
         return self._plan
@@ -368,7 +379,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
 
     def _resolved_pipeline(
         self,
-        settings: OrderSettings,
+        settings: Settings,
         plan: Plan,
         workers: int,
         allocate: Allocate = np.empty,
@@ -396,7 +407,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
             )
         return pipeline
 
-    def _state_at(self, settings: OrderSettings, epoch: int, position: int) -> State:
+    def _state_at(self, settings: Settings, epoch: int, position: int) -> State:
         """Return the state from which the given position is the next."""
         return State(
             dataset=self.digest,

@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 
 from feeder.arguments import as_integer
-from feeder.batches import Arrays, Batch, BatchDataset, Delivery
-from feeder.errors import ConfigError
+from feeder.batches import Arrays, BatchDataset, Delivery
+from feeder.errors import ConfigError, StateError
 from feeder.fields import Fields, choose_fields
 from feeder.filling import Source, Step
 from feeder.order import Order, OrderSettings, RankBatch, Shuffle, resolve_settings, unset_settings
 from feeder.pipeline import OnError
+from feeder.placement import Replicate
 from feeder.program import Program, compile_program
+from feeder.samples import Samples, row
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.reading.opening import open_dataset
+from feeder.state import State
 
 DEFAULT_SEED = 0
 SEED_LIMIT = 1 << 127  # what `feeder.keyed.derive_key` takes
 
 
-class ImageDataset(BatchDataset):
+class ImageDataset(BatchDataset[OrderSettings]):
     """Whole batches of decoded, augmented images, in an order that is a pure function of seed, epoch and position.
 
     Works in ``DataLoader(dataset, batch_size=None, num_workers=…)`` under fork, spawn and forkserver, and on its own. A
@@ -53,6 +56,8 @@ class ImageDataset(BatchDataset):
         map_fields: by field, a function that its values pass through, such as ``{"caption": tokenize}``.
         decode: False for encoded images, without transforms.
         rank, world_size: None asks the launcher's environment when iteration starts.
+        replicate: ranks that receive the same batches, as those of one tensor- or pipeline-parallel group do: n for
+            groups of n consecutive ranks, or a list of groups, as in ``[[0, 2], [1, 3]]``.
         engine: "auto", or the name of an engine.
         threads: decode threads of a process; None divides the usable cores among local ranks and workers.
         on_error: what a sample that cannot be decoded does: "replace" puts another of its shard in its place, "mask"
@@ -81,6 +86,7 @@ class ImageDataset(BatchDataset):
         decode: bool = True,
         rank: int | None = None,
         world_size: int | None = None,
+        replicate: Replicate = 1,
         engine: str = "auto",
         threads: int | None = None,
         on_error: OnError = "replace",
@@ -93,13 +99,14 @@ class ImageDataset(BatchDataset):
             global_batch_size=global_batch_size,
             rank=rank,
             world_size=world_size,
+            replicate=replicate,
             threads=threads,
             on_error=on_error,
             max_bad_fraction=max_bad_fraction,
             audit_log=None if audit_log is None else os.fspath(audit_log),
             arrays=arrays,
         )
-        self._seed = _checked_seed(seed)
+        self._seed = checked_seed(seed)
         self._shuffle = shuffle
         if not isinstance(shuffle, bool | Shuffle):
             raise ConfigError(f"shuffle is {shuffle!r}; it must be True, False or a feeder.Shuffle")
@@ -146,7 +153,11 @@ class ImageDataset(BatchDataset):
         samples = RankBatch.of_one(ids, np.zeros(1, np.int64), np.ones(1, np.bool_), epoch)
         settings, plan = self._resolved_plan()
         pipeline = self._resolved_pipeline(settings, plan, 1)
-        return first_row(self.handed_over(pipeline.batch(Step(epoch=epoch, position=0, samples=samples))))
+        return row(self.handed_over(pipeline.batch(Step(epoch=epoch, position=0, samples=samples))), 0)
+
+    def samples(self) -> Samples:
+        """Return the same samples in the same order one by one, for who makes batches elsewhere."""
+        return Samples(self)
 
     def set_transform(self, transform: Any, *, views: int = 1) -> None:
         """Give the iterations that start from now on other transforms, as for progressive resizing.
@@ -163,20 +174,30 @@ class ImageDataset(BatchDataset):
         super().close()
         self._reader.close()
 
-    def _requested_settings(self, loaded: OrderSettings | None, global_batch: int) -> OrderSettings:
-        seed = self._seed
-        if seed is None:
-            seed = DEFAULT_SEED if loaded is None else loaded.seed
+    def _requested_settings(self, global_batch: int) -> OrderSettings:
+        return self._settings_with(DEFAULT_SEED, global_batch)
+
+    def _settings_with(self, seed: int, global_batch: int) -> OrderSettings:
+        """Return what the arguments ask for, with this seed if they leave it open."""
         manifest = self.manifest
         return resolve_settings(
             self._shuffle,
-            seed=seed,
+            seed=seed if self._seed is None else self._seed,
             segment_samples=manifest.segments.samples,
             shuffled_when_written=manifest.shuffled,
             global_batch=global_batch,
         )
 
+    def _loaded(self, state: State, global_batch: int) -> OrderSettings:
+        if isinstance(state.order, OrderSettings) and state.dataset != self.digest:
+            raise StateError(
+                f"the state belongs to the dataset with digest {state.dataset}, but {self.name} has digest"
+                f" {self.digest}; open the dataset that the state was made with"
+            )
+        return state.order_for(self._settings_with(state.order.seed, global_batch), self._unset_settings())
+
     def _unset_settings(self) -> set[str]:
+        """Return the names of settings that the arguments leave open, so that a state may settle them."""
         return unset_settings(self._shuffle) | ({"seed"} if self._seed is None else set())
 
     def _make_plan(self, settings: OrderSettings) -> Order:
@@ -184,12 +205,6 @@ class ImageDataset(BatchDataset):
 
     def _sources(self, settings: OrderSettings) -> tuple[Source, ...]:
         return (Source(reader=self._reader, seed=settings.seed, program=self._program, fields=self._fields),)
-
-
-def first_row(batch: Batch) -> dict[str, Any]:
-    """Return the entries of a batch's first sample, without those that are of the whole batch."""
-    whole = {"epoch", "position", "state"}
-    return {name: value[0] for name, value in batch.items() if name not in whole}
 
 
 def _compile(transform: Any, views: int, decode: bool) -> Program | None:
@@ -201,7 +216,7 @@ def _compile(transform: Any, views: int, decode: bool) -> Program | None:
     return None
 
 
-def _checked_seed(seed: Any) -> int | None:
+def checked_seed(seed: Any) -> int | None:
     """Return a seed that keys of random numbers can hold."""
     number = as_integer(seed)
     if seed is not None and (number is None or not -SEED_LIMIT <= number < SEED_LIMIT):

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, Protocol
@@ -101,7 +101,7 @@ def serve(dataset: Streams, connection: Connection, work: WorkRecord, assignment
     work.dump_stacks_here()
     tensors.limit_threads()
     slots = SlotMaker(spare=assignment.prefetch + _SPARE_SLOTS)
-    orders = _Orders(slots, assignment)
+    orders = _Orders(slots, work, assignment)
     listener = _Listener(connection, assignment.receiver, lambda: work.write(samples=_samples(dataset.counters)))
     threading.Thread(target=listener.listen, args=(orders.note,), name="feeder-listen", daemon=True).start()
     _Maker(dataset, connection, slots, orders, work, assignment).run()
@@ -128,7 +128,7 @@ class _Maker:
 
     def run(self) -> NoReturn:
         """Do as told, until the process ends."""
-        send(self._connection, Started())
+        self._send(Started())
         generation = 0
         while True:
             self._work.write(stage=stages.IDLE)
@@ -138,7 +138,7 @@ class _Maker:
                 self._make_epochs(begin)
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the batch is waited for
                 where = f"worker {self._assignment.worker} (process {os.getpid()}), {self._work.describe()}"
-                send(self._connection, Failed(generation=generation, error=packed(error, where)))
+                self._send(Failed(generation=generation, error=packed(error, where)))
 
     def _make_epochs(self, begin: Begin) -> None:
         """Make and send batches until another `Begin` came."""
@@ -148,7 +148,7 @@ class _Maker:
         epoch, position = int(begin.state["epoch"]), int(begin.state["position"])
         while self._make_epoch(begin.generation, epoch, position) and self._orders.wait_for_room(begin.generation):
             self._orders.note_sent(0)
-            send(self._connection, EpochEnd(generation=begin.generation, epoch=epoch))
+            self._send(EpochEnd(generation=begin.generation, epoch=epoch))
             epoch, position = epoch + 1, 0
 
     def _make_epoch(self, generation: int, epoch: int, position: int) -> bool:
@@ -165,28 +165,34 @@ class _Maker:
         with contextlib.closing(stream):  # which cancels what it has under way
             for batch in stream:
                 self._work.count_batch()
-                self._work.write(stage=stages.AHEAD, position=int(batch["state"]["position"]))
+                self._work.write(position=int(batch["state"]["position"]))
                 if not self._orders.wait_for_room(generation):
                     return False
                 self._work.write(stage=stages.SENDING)
-                self._send(batch, generation, epoch)
+                self._send_batch(batch, generation, epoch)
                 del batch
                 self._work.count_batch()
                 self._work.write(stage=stages.MAKING)
         return True
 
-    def _send(self, batch: dict[str, Any], generation: int, epoch: int) -> None:
+    def _send(self, message: Started | EpochEnd | Failed) -> None:
+        with _waiting_for_the_end():
+            send(self._connection, message)
+
+    def _send_batch(self, batch: dict[str, Any], generation: int, epoch: int) -> None:
         counts = self._dataset.counters.snapshot()
         ready = pack_batch(batch, self._slots, generation=generation, epoch=epoch, counts=counts)
         self._orders.note_sent(ready.size)
-        send_packed(self._connection, ready, self._assignment.receiver)
+        with _waiting_for_the_end():
+            send_packed(self._connection, ready, self._assignment.receiver)
 
 
 class _Orders:
     """What the receiver has said; the listening thread notes it, the main thread waits for it."""
 
-    def __init__(self, slots: SlotMaker, assignment: Assignment) -> None:
+    def __init__(self, slots: SlotMaker, work: WorkRecord, assignment: Assignment) -> None:
         self._slots = slots
+        self._work = work
         self._assignment = assignment
         self._changed = threading.Condition()
         self._begin: Begin | None = None
@@ -209,6 +215,7 @@ class _Orders:
         """Wait until another batch may be sent; False if another generation was begun."""
         with self._changed:
             while self.is_current(generation) and not self._has_room():
+                self._work.write(stage=stages.AHEAD)
                 self._changed.wait()
         return self.is_current(generation)
 
@@ -279,6 +286,15 @@ class _Listener:
 def _samples(counters: Counters) -> int:
     """Return how many samples went through stages, all stages together."""
     return sum(samples for samples, _, _ in counters.snapshot().values())
+
+
+@contextlib.contextmanager
+def _waiting_for_the_end() -> Iterator[None]:
+    """Where nobody is there to receive what is sent within: wait for the listening thread to end the process."""
+    try:
+        yield
+    except OSError:
+        threading.Event().wait()
 
 
 def _end_process() -> None:
