@@ -346,7 +346,7 @@ def rest_state(loader):
 def test_a_worker_is_ahead_by_no_more_than_it_may(tmp_path, options, ahead):
     steps = Steps(tmp_path / "made")
     with Loader(Numbers(steps=50, fault=steps), **options) as loader:
-        next(batches := iter(loader))
+        next(iter(loader))
         wait_for(lambda: steps.path.exists() and steps.count() == 1 + ahead + 1)  # taken, ready, one in its hands
         rest_state(loader)
         assert steps.count() == 1 + ahead + 1
