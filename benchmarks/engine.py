@@ -58,7 +58,7 @@ def _measure_engine(images: list[bytes], preset: str, threads: int, rounds: int)
 
     def decode(start: int) -> None:
         rows = slice(start, start + _PART)
-        engine.decode(images[rows], _part(windows, rows), out[rows])
+        engine.decode(images[rows], [_part(windows, rows)], [out[rows]])
 
     cpu, wall = [], []
     with ThreadPoolExecutor(threads) as pool:

@@ -71,7 +71,7 @@ class _EngineAlone:
 
     def __iter__(self) -> Iterator[None]:
         for images, windows in self._parts:
-            self._engine.decode(images, windows, np.empty((_BATCH, 1, 224, 224, 3), np.uint8))
+            self._engine.decode(images, [windows], [np.empty((_BATCH, 1, 224, 224, 3), np.uint8)])
             yield
 
 

@@ -11,24 +11,26 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from feeder import presets as presets
-    from feeder.augment import CenterCrop as CenterCrop
-    from feeder.augment import Normalize as Normalize
-    from feeder.augment import RandomHorizontalFlip as RandomHorizontalFlip
-    from feeder.augment import RandomResizedCrop as RandomResizedCrop
-    from feeder.augment import Resize as Resize
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
     from feeder.order import Shuffle as Shuffle
+    from feeder.program import Views as Views
+    from feeder.transforms import CenterCrop as CenterCrop
+    from feeder.transforms import Normalize as Normalize
+    from feeder.transforms import RandomHorizontalFlip as RandomHorizontalFlip
+    from feeder.transforms import RandomResizedCrop as RandomResizedCrop
+    from feeder.transforms import Resize as Resize
 
 _HOMES = {
-    "CenterCrop": "feeder.augment",
+    "CenterCrop": "feeder.transforms",
     "FeederError": "feeder.errors",
     "ImageDataset": "feeder.dataset",
-    "Normalize": "feeder.augment",
-    "RandomHorizontalFlip": "feeder.augment",
-    "RandomResizedCrop": "feeder.augment",
-    "Resize": "feeder.augment",
+    "Normalize": "feeder.transforms",
+    "RandomHorizontalFlip": "feeder.transforms",
+    "RandomResizedCrop": "feeder.transforms",
+    "Resize": "feeder.transforms",
     "Shuffle": "feeder.order",
+    "Views": "feeder.program",
 }
 _MODULES = ("presets",)
 
@@ -41,6 +43,7 @@ __all__ = [
     "RandomResizedCrop",
     "Resize",
     "Shuffle",
+    "Views",
     "__version__",
     "presets",
 ]

@@ -8,9 +8,8 @@ Random numbers: key = ``derive_key("augment", seed, epoch)``; the stream of one 
 ``draw(draw(draw(key, sample id), copy), view)``; the draw numbers stand in `feeder.windows`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,27 +18,14 @@ from feeder.arguments import as_integer
 from feeder.errors import ConfigError
 from feeder.keyed import UInt64Array, derive_key, draw, uniform
 from feeder.transforms import (
-    TRANSFORMS,
+    GEOMETRIC,
     CenterCrop,
-    Normalize,
+    Geometric,
     RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
-    Transform,
 )
 from feeder.windows import FLIP_DRAW, Interpolation, RandomBoxes, ResizedBoxes, Windows, fill_unreadable
-
-__all__ = [
-    "CenterCrop",
-    "Geometry",
-    "Normalize",
-    "RandomHorizontalFlip",
-    "RandomResizedCrop",
-    "Resize",
-    "Transform",
-    "Windows",
-    "compile_transforms",
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +35,6 @@ class Geometry:
     Attributes:
         size: (height, width) of every output image.
         views: V, the output images made of each sample.
-        normalize: the normalisation to apply to the pixels at the end, or None.
         interpolation: the filter of the one resampling.
         box: how boxes follow from the sizes of the stored images, and whether by chance.
         flip: probability of a mirrored output.
@@ -58,7 +43,6 @@ class Geometry:
 
     size: tuple[int, int]
     views: int
-    normalize: Normalize | None
     interpolation: Interpolation
     box: RandomBoxes | ResizedBoxes
     flip: float
@@ -72,6 +56,8 @@ class Geometry:
         copies: NDArray[np.int64],
         widths: NDArray[np.int32],
         heights: NDArray[np.int32],
+        *,
+        first_view: int = 0,
     ) -> Windows:
         """Return the windows of n samples; a pure function, bit-identical on every machine.
 
@@ -82,8 +68,10 @@ class Geometry:
             copies: (n,) number of the copy of the sample in this epoch, from 0.
             widths: (n,) widths of the stored images in pixels; where unknown, 0, which gives the box (0, 0, 1, 1).
             heights: (n,) heights, likewise.
+            first_view: the number of the first of these views, where others were made of the samples before.
         """
-        keys = self._keys(seed, epoch, ids, copies)
+        keys = sample_keys(seed, epoch, ids, copies)
+        keys = draw(keys[:, None], first_view + np.arange(self.views))
         readable = (np.asarray(widths) > 0) & (np.asarray(heights) > 0)
         known_widths, known_heights = (np.where(readable, sides, 1).astype(np.int64) for sides in (widths, heights))
         resized = None
@@ -108,60 +96,49 @@ class Geometry:
             interpolation=self.interpolation,
         )
 
-    def _keys(self, seed: int, epoch: int, ids: NDArray[np.int64], copies: NDArray[np.int64]) -> UInt64Array:
-        """Return the (n, V) keys of the streams of draws."""
-        samples = draw(draw(derive_key("augment", seed, epoch), ids), copies)
-        return draw(samples[:, None], np.arange(self.views))
+
+def sample_keys(seed: int, epoch: int, ids: NDArray[np.int64], copies: NDArray[np.int64]) -> UInt64Array:
+    """Return the (n,) keys of samples; the stream of a view is drawn from them with its number."""
+    return draw(draw(derive_key("augment", seed, epoch), ids), copies)
 
 
-def compile_transforms(transforms: Iterable[Transform] | Transform, *, views: int = 1) -> Geometry:
+def compile_transforms(transforms: Sequence[Geometric], *, views: int = 1) -> Geometry:
     """Turn transforms, in their order of application, into one box, one mirror and one resampling.
 
     Accepted are `RandomResizedCrop`, or `Resize` (height, width), or `Resize` and `CenterCrop`; at most one
-    `RandomHorizontalFlip` anywhere; at most one `Normalize`, last.
+    `RandomHorizontalFlip` anywhere.
 
     Args:
-        transforms: the sequence; a single transform stands for a sequence of one.
+        transforms: the sequence.
         views: output images of each sample, each with draws of its own.
 
     Raises:
         ConfigError: the sequence cannot work; the sentence says what to write instead.
     """
-    sequence = _to_list(transforms)
-    for item in sequence:
-        if not isinstance(item, TRANSFORMS):
-            raise ConfigError(_not_ours(item))
-    for kind in TRANSFORMS:
-        if sum(isinstance(item, kind) for item in sequence) > 1:
+    for kind in GEOMETRIC:
+        if sum(isinstance(item, kind) for item in transforms) > 1:
             raise ConfigError(f"{kind.__name__} stands twice in the transforms; {_ONCE[kind]}")
     count = as_integer(views)
     if count is None or count < 1:
         raise ConfigError(f"got views={views!r}; give the number of output images of each sample, at least 1")
-
-    normalize = next((item for item in sequence if isinstance(item, Normalize)), None)
-    if normalize is not None and sequence[-1] is not normalize:
-        last = type(sequence[-1]).__name__
-        raise ConfigError(f"Normalize stands before {last}; boxes are cut from stored pixels: put Normalize last")
-    flip = next((item for item in sequence if isinstance(item, RandomHorizontalFlip)), None)
-    crops = [item for item in sequence if isinstance(item, RandomResizedCrop | Resize | CenterCrop)]
+    flip = next((item for item in transforms if isinstance(item, RandomHorizontalFlip)), None)
+    crops = [item for item in transforms if isinstance(item, RandomResizedCrop | Resize | CenterCrop)]
     box, size, interpolation = _compile_box(crops)
     return Geometry(
         size=size,
         views=count,
-        normalize=normalize,
         interpolation=interpolation,
         box=box,
         flip=flip.p if flip else 0.0,
-        flip_first=flip is not None and sequence.index(flip) < sequence.index(crops[-1]),
+        flip_first=flip is not None and transforms.index(flip) < transforms.index(crops[-1]),
     )
 
 
-_ONCE: dict[type[Transform], str] = {
+_ONCE: dict[type[Geometric], str] = {
     RandomResizedCrop: "an output image is one box of the stored image: keep one, or ask for two crops with views=2",
     Resize: "pixels are resampled once: keep the last one",
     CenterCrop: "keep the smaller one",
     RandomHorizontalFlip: "keep one: two flips of p=0.5 are one flip of p=0.5",
-    Normalize: "keep one",
 }
 
 
@@ -212,36 +189,6 @@ def _compile_box(
                 f"{names} together would resample pixels twice; RandomResizedCrop already gives the final size from "
                 "the stored image: keep it alone"
             )
-
-
-def _to_list(transforms: Any) -> list[Any]:
-    if isinstance(transforms, TRANSFORMS):
-        return [transforms]
-    try:
-        return list(transforms)
-    except TypeError:
-        raise ConfigError(
-            f"got {type(transforms).__name__} as transforms; give a list, such as "
-            "[feeder.RandomResizedCrop(224), feeder.RandomHorizontalFlip()]"
-        ) from None
-
-
-def _not_ours(item: object) -> str:
-    """Return the sentence for an item that is not one of our transforms."""
-    name = (item if isinstance(item, type) else type(item)).__name__
-    ours = {kind.__name__ for kind in TRANSFORMS}
-    if isinstance(item, (*TRANSFORMS, type)) and name in ours:
-        return f"{name} was given as a class: write {name}(…) with its arguments"
-    if name in ours:
-        module = type(item).__module__.split(".")[0]
-        return (
-            f"{name} of {module} cannot be planned from the index: write feeder.{name}(…), it takes the same arguments"
-        )
-    known = ", ".join(kind.__name__ for kind in TRANSFORMS)
-    return (
-        f"transform {name} is not known; boxes and flips are planned before an image is read, so only these are: "
-        f"{known}; batches are uint8 RGB already, and other operations belong on the batch"
-    )
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

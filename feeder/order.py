@@ -5,7 +5,9 @@ and on a table of copies if one is given. It never depends on the world size, th
 
 1. The segments are permuted, with key (seed) if sticky, else with key (seed, epoch). Their rows, laid end to end, are
    cut into L lanes of equal length, the first N mod L one longer. A lane is a list of pieces (segment, first row,
-   rows).
+   rows). With fractional copies (`feeder.copies`) the quotas are laid end to end, and every K-th unit from o on, o in
+   [0, K) drawn with (seed, epoch), is a row: a segment's rows are those that fall into it, and their number differs by
+   at most one between epochs.
 2. If sticky, the pieces of each lane are permuted with key (seed, epoch, lane): every epoch of a lane reads the same
    shards.
 3. In a lane of n rows, row i gets the key ``reflect(i + 1/2 + u B)``, u in [-1/2, 1/2) drawn with (seed, epoch, lane,
@@ -17,17 +19,17 @@ and on a table of copies if one is given. It never depends on the world size, th
 The state of an epoch is one integer, g.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feeder.arguments import as_integer
+from feeder.copies import Copies
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, draw, permute
 
@@ -112,14 +114,57 @@ class RankBatch:
     """The part of one step that one rank gets, padded to the same length on all ranks.
 
     Attributes:
-        ids: int64[B], sample ids; -1 where padded.
+        ids: int64[B], sample ids of their dataset; -1 where padded.
         copies: int64[B], which copy of the sample this is.
         valid: bool[B], False where padded; padding stands at the end.
+        sources: int64[B], number of the dataset in a mixture; 0 where there is one.
+        epochs: int64[B], the epoch in which the row's own dataset is.
     """
 
     ids: Int64Array
     copies: Int64Array
     valid: NDArray[np.bool_]
+    sources: Int64Array
+    epochs: Int64Array
+
+    @classmethod
+    def of_one(cls, ids: Int64Array, copies: Int64Array, valid: NDArray[np.bool_], epoch: int) -> "RankBatch":
+        """Return a batch of a dataset that is alone."""
+        return cls(ids=ids, copies=copies, valid=valid, sources=np.zeros_like(ids), epochs=np.full_like(ids, epoch))
+
+
+class Plan(Protocol):
+    """Which samples stand where, of one dataset or of a mixture.
+
+    Duties: methods are pure, safe from many threads, and depend on nothing but their arguments and what the plan was
+    made of; a plan pickles.
+    """
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of an epoch."""
+        ...
+
+    def steps(self, global_batch: int, position: int = 0) -> int:
+        """Return how many steps of G samples follow a position."""
+        ...
+
+    def rank_batch(self, epoch: int, position: int, global_batch: int, rank: int, world_size: int) -> RankBatch:
+        """Return rank's part of the step that starts at a position."""
+        ...
+
+    def stand_in(self, source: int, sample_id: int, number: int) -> int:
+        """Return the id of the sample of the same segment of a dataset that a 64-bit number picks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """The segments of one epoch in their order, laid end to end."""
+
+    segments: Int64Array  # [P], those that have rows
+    starts: Int64Array  # [P + 1], where the rows of each start in the stream
+    phases: Int64Array  # [S], by segment: where its first row stands in its quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,22 +184,21 @@ class Order:
     Args:
         segment_samples: int64[S], the number of samples of each segment, in manifest order.
         settings: see `OrderSettings`.
-        copies: unsigned integers[N], how often each sample occurs in an epoch (0 leaves it out), or None for once each.
+        copies: how often each sample occurs in an epoch (0 leaves it out), or None for once each.
 
     Raises:
         ConfigError: more lanes than positions, a window that is negative or beyond 2**30 samples, a table of copies
             that does not fit.
     """
 
-    def __init__(
-        self, segment_samples: Int64Array, settings: OrderSettings, copies: NDArray[Any] | None = None
-    ) -> None:
+    def __init__(self, segment_samples: Int64Array, settings: OrderSettings, copies: Copies | None = None) -> None:
         self.settings = settings
         self._segment_samples = np.asarray(segment_samples, dtype=np.int64)
         self._first_ids = np.concatenate(([0], np.cumsum(self._segment_samples)))
         self._copies = copies
-        self._rows = self._segment_samples if copies is None else _rows_with_copies(self._first_ids, copies)
-        self.num_positions = int(self._rows.sum())
+        self._unit = 1 if copies is None else copies.unit
+        self._quotas = self._segment_samples if copies is None else copies.segment_quotas(self._first_ids)
+        self.num_positions = int(self._quotas.sum()) // self._unit
         lanes, window = settings.lanes, settings.window
         if not 1 <= lanes <= max(1, self.num_positions):
             raise ConfigError(
@@ -166,12 +210,12 @@ class Order:
                 f"the window is {window} samples; it must be from 0 to {_MAX_WINDOW}:"
                 " write Shuffle(window_shards='all')"
             )
-        if settings.copies_digest != (None if copies is None else digest_copies(copies)):
+        if settings.copies_digest != (None if copies is None else copies.digest):
             raise ConfigError("the table of copies is not the one whose digest stands in the order's settings")
         longest = -(-self.num_positions // lanes)
         self._window = None if window is None or window >= longest else window
         self._block_size = max(_MIN_BLOCK, 1 << (self._window or 0).bit_length())
-        self._segment_order = lru_cache(maxsize=2)(self._compute_segment_order)
+        self._stream = lru_cache(maxsize=2)(self._compute_stream)
         self._lane = lru_cache(maxsize=4096)(self._compute_lane)
         self._block = lru_cache(maxsize=max(8, _CACHED_POSITIONS // self._block_size))(self._compute_block)
 
@@ -206,16 +250,18 @@ class Order:
         if found:
             ids[:count] = np.concatenate([lane_ids for lane_ids, _ in found])
             copies[:count] = np.concatenate([lane_copies for _, lane_copies in found])
-        return RankBatch(ids=ids, copies=copies, valid=np.arange(length) < count)
+        return RankBatch.of_one(ids, copies, np.arange(length) < count, epoch)
 
-    def stand_in(self, sample_id: int, number: int) -> tuple[int, int]:
-        """Return (id, copy) of the row of a sample's own segment that a 64-bit number picks."""
+    def stand_in(self, source: int, sample_id: int, number: int) -> int:
+        """Return the id that a 64-bit number picks in a sample's own segment, each as likely as it is frequent."""
+        assert source == 0
         segment = int(np.searchsorted(self._first_ids, sample_id, side="right")) - 1
-        row = np.array([number % int(self._rows[segment])])
+        first, last = (int(end) for end in self._first_ids[segment : segment + 2])
+        offset = number % int(self._quotas[segment])
         if self._copies is None:
-            return int(self._first_ids[segment] + row[0]), 0
-        ids, copies = self._resolve_copies(np.array([segment]), row, self._copies)
-        return int(ids[0]), int(copies[0])
+            return first + offset
+        ids, _ = self._copies.resolve(first, last, np.array([offset]))
+        return int(ids[0])
 
     def _lane_parts(self, position: int, taken: int, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Yield (lane, t0, t1) of ``count`` samples from the ``first`` of a step's positions, sorted by lane."""
@@ -262,41 +308,45 @@ class Order:
         segment_rows = rows - pieces.starts[piece] + pieces.first_rows[piece]
         if self._copies is None:
             return self._first_ids[segments] + segment_rows, None
-        return self._resolve_copies(segments, segment_rows, self._copies)
+        return self._resolve_copies(epoch, segments, segment_rows, self._copies)
 
     def _resolve_copies(
-        self, segments: Int64Array, segment_rows: Int64Array, table: NDArray[Any]
+        self, epoch: int, segments: Int64Array, segment_rows: Int64Array, table: Copies
     ) -> tuple[Int64Array, Int64Array]:
-        """Turn rows of segments in which samples occur several times into ids and copy numbers."""
+        """Turn rows of segments in which samples have quotas of their own into ids and copy numbers."""
+        offsets = segment_rows * self._unit + self._stream(epoch).phases[segments]
+        keys = None
+        if self._unit > 1 and self.settings.shuffle:  # whole copies are the same in any order
+            keys = draw(derive_key("order.copies", self.settings.seed, epoch), segments + 1)  # 0 is the first row's
         ids, copies = np.empty_like(segments), np.empty_like(segments)
         by_segment = np.argsort(segments, kind="stable")
         bounds = np.flatnonzero(np.diff(segments[by_segment], prepend=-1, append=-1))
         for start, stop in itertools.pairwise(bounds):
             chosen = by_segment[start:stop]
             first, last = self._first_ids[segments[chosen[0]] : segments[chosen[0]] + 2]
-            ends = np.cumsum(table[first:last], dtype=np.int64)
-            sample = np.searchsorted(ends, segment_rows[chosen], side="right")
-            ids[chosen] = first + sample
-            copies[chosen] = segment_rows[chosen] - (ends[sample] - table[first:last][sample])
+            key = None if keys is None else keys[chosen[:1]]
+            ids[chosen], copies[chosen] = table.resolve(first, last, offsets[chosen], key)
         return ids, copies
 
-    def _compute_segment_order(self, epoch: int) -> tuple[Int64Array, Int64Array]:
-        """Return the segments that have rows, permuted, and where each starts in the stream, [S'] and [S' + 1]."""
-        segments = np.flatnonzero(self._rows)
+    def _compute_stream(self, epoch: int) -> _Stream:
+        """Permute the segments, and find which of their rows come first in this epoch."""
+        seed, sticky, unit = self.settings.seed, self.settings.sticky, self._unit
+        segments = np.flatnonzero(self._quotas)
         if self.settings.shuffle:
-            seed = self.settings.seed
-            key = (
-                derive_key("order.segments", seed)
-                if self.settings.sticky
-                else derive_key("order.segments", seed, epoch)
-            )
+            key = derive_key("order.segments", seed) if sticky else derive_key("order.segments", seed, epoch)
             segments = segments[np.argsort(draw(key, segments), kind="stable")]
-        return segments, np.concatenate(([0], np.cumsum(self._rows[segments])))
+        ends = np.concatenate(([0], np.cumsum(self._quotas[segments])))
+        first_row = int(draw(derive_key("order.copies", seed, epoch), 0)) % unit
+        starts = -((first_row - ends) // unit)  # rounded up
+        phases = np.zeros(len(self._quotas), np.int64)
+        phases[segments] = starts[:-1] * unit + first_row - ends[:-1]
+        occupied = np.diff(starts) > 0
+        return _Stream(segments[occupied], np.append(starts[:-1][occupied], starts[-1]), phases)
 
     def _compute_lane(self, epoch: int, lane: int) -> _Lane:
         """Cut a lane out of the stream of segments, and permute its pieces if sticky."""
-        sticky = self.settings.sticky
-        segments, starts = self._segment_order(0 if sticky else epoch)
+        stream = self._stream(epoch)
+        segments, starts = stream.segments, stream.starts
         share, longer = divmod(self.num_positions, self.settings.lanes)
         begin = lane * share + min(lane, longer)
         end = begin + share + (lane < longer)
@@ -305,7 +355,7 @@ class Order:
         segments = segments[first:last]
         first_rows = np.maximum(begin - starts[first:last], 0)
         rows = np.minimum(starts[first + 1 : last + 1], end) - starts[first:last] - first_rows
-        if sticky and self.settings.shuffle:
+        if self.settings.sticky and self.settings.shuffle:
             key = derive_key("order.pieces", self.settings.seed, epoch, lane)
             order = np.argsort(draw(key, np.arange(len(segments))), kind="stable")
             segments, first_rows, rows = segments[order], first_rows[order], rows[order]
@@ -356,28 +406,6 @@ def _stable_argsort(keys: Int64Array, limit: int) -> Int64Array:
     return packed & np.int64((1 << index_bits) - 1)
 
 
-def _rows_with_copies(first_ids: Int64Array, copies: NDArray[Any]) -> Int64Array:
-    """Return the rows of each segment when samples occur ``copies`` times."""
-    if copies.dtype.kind != "u" or copies.shape != (int(first_ids[-1]),):
-        raise ConfigError(
-            f"the table of copies is {copies.dtype}{list(copies.shape)}; expected unsigned integers of shape"
-            f" [{int(first_ids[-1])}], one for each sample"
-        )
-    rows = np.zeros(len(first_ids) - 1, dtype=np.int64)
-    occupied = np.flatnonzero(np.diff(first_ids))  # reduceat gives nonsense for empty segments
-    if occupied.size:
-        rows[occupied] = np.add.reduceat(copies, first_ids[occupied], dtype=np.int64)
-    return rows
-
-
-def digest_copies(copies: NDArray[Any]) -> str:
-    """Return the hexadecimal digest that identifies a table of copies, whatever its unsigned type."""
-    digest = hashlib.blake2b(digest_size=16)
-    for start in range(0, len(copies), 1 << 20):
-        digest.update(copies[start : start + (1 << 20)].astype("<u4").tobytes())
-    return digest.hexdigest()
-
-
 def unset_settings(shuffle: Shuffle | bool) -> set[str]:
     """Return the names of the settings that a user's ``shuffle=`` leaves open, so that a state may settle them."""
     if isinstance(shuffle, bool):
@@ -393,7 +421,7 @@ def resolve_settings(
     segment_samples: Int64Array,
     shuffled_when_written: bool,
     global_batch: int,
-    copies: NDArray[Any] | None = None,
+    copies: Copies | None = None,
 ) -> OrderSettings:
     """Turn a user's ``shuffle=`` into the settings of an order, filling in what was left to "auto".
 
@@ -405,12 +433,12 @@ def resolve_settings(
         global_batch: G, which bounds the default number of lanes.
         copies: see `Order`.
     """
-    digest = None if copies is None else digest_copies(copies)
+    digest = None if copies is None else copies.digest
     if shuffle is False:
         return OrderSettings(seed=seed, shuffle=False, lanes=1, window=0, sticky=False, copies_digest=digest)
     chosen = Shuffle() if shuffle is True else shuffle
     segments = int(np.count_nonzero(segment_samples))
-    samples = int(np.sum(segment_samples)) if copies is None else int(np.sum(copies, dtype=np.int64))
+    samples = int(np.sum(segment_samples)) if copies is None else copies.num_rows
     window_shards = chosen.window_shards
     if window_shards == "auto":
         window_shards = 8 if shuffled_when_written else "all"

@@ -1,8 +1,9 @@
-"""Which rank of how many this process is."""
+"""Which rank of how many this process is, and which part of the data that rank gets."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from feeder import tensors
 from feeder.arguments import as_integer
@@ -14,6 +15,8 @@ _LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
 )
+Replicate = int | Sequence[Sequence[int]]  # see `data_placement`
+
 _REMEDY = "pass rank= and world_size=, or start the job with torchrun, srun or mpirun"
 
 
@@ -71,6 +74,65 @@ def resolve_placement(
             f" {group['rank']} of {group['world_size']}; make them agree"
         )
     return found
+
+
+def data_placement(placement: Placement, replicate: Replicate) -> Placement:
+    """Return which part of the data a rank gets where groups of ranks receive the same batches.
+
+    The ranks of one tensor-parallel or pipeline-parallel group work on one batch together: they are one rank among as
+    many as there are groups.
+
+    Args:
+        placement: the rank among all ranks of the job.
+        replicate: n, for groups of n consecutive ranks; or the groups themselves, such as ``[[0, 2], [1, 3]]``, in
+            which every rank stands once, and which are of one size.
+
+    Raises:
+        RankError: the groups do not divide the ranks.
+    """
+    world_size = placement.world_size
+    size = as_integer(replicate)
+    if size is None:
+        return _placement_in_groups(placement, replicate)
+    if size < 1:
+        raise RankError(
+            f"replicate is {size}; it must be at least 1, the number of ranks that receive the same batches"
+        )
+    if world_size % size:
+        raise RankError(
+            f"replicate is {size} and world_size is {world_size}, so that the last group of ranks would be short; give"
+            " a divisor of the world size, or start another number of ranks"
+        )
+    return Placement(rank=placement.rank // size, world_size=world_size // size)
+
+
+def _placement_in_groups(placement: Placement, replicate: Any) -> Placement:
+    """Return the number of the group that holds a rank, among the groups."""
+    try:
+        groups = [[as_integer(rank) for rank in group] for group in replicate]
+    except TypeError:
+        groups = []
+    if not groups or any(rank is None for group in groups for rank in group):
+        raise RankError(
+            f"replicate is {replicate!r}; it must be a number of consecutive ranks, or groups of ranks such as"
+            " [[0, 2], [1, 3]]"
+        )
+    if len({len(group) for group in groups}) > 1:
+        raise RankError(f"replicate has groups of different sizes, {groups}; give each as many ranks")
+    ranks = [rank for group in groups for rank in group]
+    world_size = placement.world_size
+    for rank in ranks:
+        if rank not in range(world_size):
+            raise RankError(
+                f"replicate names rank {rank} and world_size is {world_size}; ranks are from 0 to {world_size - 1}"
+            )
+        if ranks.count(rank) > 1:
+            raise RankError(f"replicate names rank {rank} more than once; each rank stands in one group")
+    if len(ranks) < world_size:
+        missing = next(rank for rank in range(world_size) if rank not in ranks)
+        raise RankError(f"replicate does not name rank {missing} of {world_size}; each rank stands in one group")
+    found = next(number for number, group in enumerate(groups) if placement.rank in group)
+    return Placement(rank=found, world_size=len(groups))
 
 
 def local_world_size(environ: Mapping[str, str] | None = None) -> int:

@@ -104,40 +104,40 @@ def predict(layout: Layout, parts: int = 1, concordance: Concordance | None = No
     steps = int(samples // layout.global_batch)  # of an epoch
     runs, lane_of, part_of = _runs(layout.lanes, layout.global_batch, parts)
     lags = np.arange(1, len(at_lag) + 1)
-    uncut = np.clip(1 - lags / lane, 0, 1)  # share of the pairs at a lag that no end of a lane separates
+    uncut = np.clip(1 - lags * (layout.lanes - 1) / samples, 0, 1)  # share of the pairs at a lag in one lane
+    of_lane = at_lag * uncut / layout.lanes  # pairs of one piece
+    of_piece = of_lane / np.maximum(lane - lags, 1)  # share of them, of all pairs of a lane at a lag
 
-    # Pairs of each run by lag, and those in one piece. A cut takes as many of all pairs at a lag as of those in a
-    # segment, so that the share of these in a lane is that in the whole stream.
     kernels = {run: _pairs(run) * _kernel(lane, run, layout.window, len(at_lag)) for run in np.unique(runs).tolist()}
-    in_piece = {run: float((kernel * at_lag).sum()) / samples for run, kernel in kernels.items()}
-    apart = float((at_lag * (1 - uncut)).sum()) if layout.sticky or layout.window is None else 0.0
-    neighbours = part_of[1:] == part_of[:-1]
-    in_cut_segments = apart / layout.lanes * float((runs[1:] * runs[:-1])[neighbours].sum()) / lane**2
-    same = (sum(in_piece[run] for run in runs.tolist()) + in_cut_segments) / parts
+    in_piece = {run: float((kernel * of_piece).sum()) for run, kernel in kernels.items()}
+    in_cut = 0.0
+    if layout.lanes > 1 and (layout.sticky or layout.window is None):
+        apart = float((at_lag * (1 - uncut)).sum()) / (layout.lanes - 1)  # pairs of a segment that a lane's end cuts
+        neighbours = part_of[1:] == part_of[:-1]
+        in_cut = apart * float((runs[1:] * runs[:-1])[neighbours].sum()) / lane**2
+    same = (sum(in_piece[run] for run in runs.tolist()) + in_cut) / parts
 
     all_pairs = _pairs(batch)
     if not all_pairs:
-        again = 0.0
-    elif layout.sticky:
-        pieces = max(1.0, lane * (lane - 1) / 2 - float((at_lag * uncut).sum()) / layout.lanes)
         met = 0.0
-        for of_lane, times in _lanes(runs, lane_of).items():
-            together = sum((kernels[run] for run in of_lane), np.zeros(len(at_lag)))
-            met += times * float((together**2 * at_lag / np.maximum(lane - lags, 1)).sum()) * steps / samples
-            other_pieces = sum(_pairs(run) - in_piece[run] for run in of_lane)
-            met += times * other_pieces * min(1.0, other_pieces * steps / pieces)
+    elif layout.sticky:
+        met = 0.0
+        other_pairs = max(1.0, lane * (lane - 1) / 2 - float(of_lane.sum()))
+        for lengths, times in _lanes(runs, lane_of).items():
+            together = sum((kernels[run] for run in lengths), np.zeros(len(at_lag)))
+            met += times * float((together**2 * of_piece / np.maximum(lane - lags, 1)).sum()) * steps
+            other_pieces = sum(_pairs(run) - in_piece[run] for run in lengths)
+            met += times * other_pieces * min(1.0, other_pieces * steps / other_pairs)
         squares, fourths = np.bincount(part_of, runs**2), np.bincount(part_of, runs**4)
         met += float((squares**2 - fourths).sum()) / 2 * steps / lane**2  # of two lanes
-        again = met / parts / all_pairs
     else:
-        together = sum((kernels[run] for run in runs.tolist()), np.zeros(len(at_lag)))
-        met = float((together**2 * uncut * at_lag / np.maximum(lane - lags, 1)).sum()) * steps / samples / layout.lanes
+        together = sum((kernels[run] for run in runs.tolist()), np.zeros(len(at_lag))) / layout.lanes
+        once_more = together**2 * of_piece * uncut / np.maximum(lane - lags, 1) * layout.lanes * steps
         others = max(1.0, samples * (samples - 1) / 2 - float(at_lag.sum()))
-        met += parts**2 * max(0.0, all_pairs - same) ** 2 * steps / others
-        again = met / parts / all_pairs
+        met = float(once_more.sum()) + parts**2 * max(0.0, all_pairs - same) ** 2 * steps / others
     return Prediction(
         same_segment_pairs=same,
-        meet_again=again,
+        meet_again=met / parts / all_pairs if all_pairs else 0.0,
         balance=None if concordance is None else _balance(batch, samples, same, concordance),
     )
 

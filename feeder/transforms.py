@@ -132,8 +132,9 @@ class Normalize:
         return out
 
 
-Transform = RandomResizedCrop | Resize | CenterCrop | RandomHorizontalFlip | Normalize
-TRANSFORMS: tuple[type[Transform], ...] = (RandomResizedCrop, Resize, CenterCrop, RandomHorizontalFlip, Normalize)
+Geometric = RandomResizedCrop | Resize | CenterCrop | RandomHorizontalFlip
+GEOMETRIC: tuple[type[Geometric], ...] = (RandomResizedCrop, Resize, CenterCrop, RandomHorizontalFlip)
+Transform = Geometric | Normalize
 
 
 def _set(item: Transform, **values: Any) -> None:

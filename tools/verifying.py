@@ -116,4 +116,4 @@ def _decode(images: list[bytes], sizes: list[tuple[int, int]]) -> dict[int, str]
         clipped=True,
         interpolation="nearest",  # the pixels are not looked at
     )
-    return open_engine("pillow").decode(images, windows, np.zeros((count, 1, 1, 1, 3), np.uint8))
+    return open_engine("pillow").decode(images, [windows], [np.zeros((count, 1, 1, 1, 3), np.uint8)])

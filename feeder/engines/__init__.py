@@ -43,13 +43,15 @@ class Engine(Protocol):
     def name(self) -> str:
         """The name by which `open_engine` finds it."""
 
-    def decode(self, images: Sequence[bytes], windows: Windows, out: NDArray[np.uint8]) -> dict[int, str]:
-        """Decode n images and write their V windows.
+    def decode(
+        self, images: Sequence[bytes], windows: Sequence[Windows], out: Sequence[NDArray[np.uint8]]
+    ) -> dict[int, str]:
+        """Decode n images, each once, and write their windows.
 
         Args:
             images: n encoded files.
-            windows: what to cut; see `feeder.windows.Windows`.
-            out: (n, V, H, W, 3) uint8, C-contiguous or not; every element is written.
+            windows: what to cut, one entry for each size of output; see `feeder.windows.Windows`.
+            out: for each of these (n, V, H, W, 3) uint8, C-contiguous or not; every element is written.
 
         Returns:
             By index, in order, why images could not be decoded: one clause that fits after the image's name, such as
@@ -89,8 +91,15 @@ def open_engine(name: str = "auto") -> Engine:
     return cast(Engine, getattr(import_module(module), factory)())
 
 
-def check_arguments(images: Sequence[bytes], windows: Windows, out: NDArray[np.uint8]) -> None:
+def check_arguments(images: Sequence[bytes], windows: Sequence[Windows], out: Sequence[NDArray[np.uint8]]) -> None:
     """Raise ValueError unless images, windows and out fit together; engines call it first."""
+    if len(windows) != len(out):
+        raise ValueError(f"got {len(windows)} windows and {len(out)} arrays; expected one array for each of them")
+    for one, array in zip(windows, out, strict=True):
+        _check_group(images, one, array)
+
+
+def _check_group(images: Sequence[bytes], windows: Windows, out: NDArray[np.uint8]) -> None:
     count, views = windows.flips.shape
     if len(images) != count or windows.sizes.shape != (count, 2) or windows.boxes.shape != (count, views, 4):
         raise ValueError(

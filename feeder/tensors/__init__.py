@@ -1,6 +1,7 @@
 """The only folder that imports torch: everything here works, in its plain form, without it."""
 
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,15 +61,19 @@ def process_group() -> dict[str, int] | None:
     return {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
 
 
-def from_arrays(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the batch with tensors over the same memory in place of arrays; "image" (…, H, W, 3) becomes (…, 3, H, W).
+def from_arrays(batch: dict[str, Any], images: Collection[str]) -> dict[str, Any]:
+    """Return the batch with tensors over the same memory in place of arrays.
 
-    The image tensor is a view, in torch's channels_last memory format where it is (B, 3, H, W).
+    Args:
+        batch: entries by name.
+        images: names of the entries whose last axis is colour: (…, H, W, 3) becomes (…, 3, H, W), a view, in torch's
+            channels_last memory format where it is (B, 3, H, W).
     """
     import torch
 
     tensors: dict[str, Any] = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()
     }
-    tensors["image"] = tensors["image"].movedim(-1, -3)
+    for name in images:
+        tensors[name] = tensors[name].movedim(-1, -3)
     return tensors

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feeder.augment import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize, compile_transforms
+from feeder.augment import compile_transforms
 from feeder.engines import Engine
+from feeder.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 from feeder.windows import Windows
 from tests.images import encoded
 
@@ -37,7 +38,7 @@ def make_windows(images: list[bytes], transforms: Any, *, views: int = 1, seed: 
 def decode(engine: Engine, images: list[bytes], windows: Windows, size: tuple[int, int]) -> np.ndarray:
     """Return (n, V, H, W, 3) pixels of images that must all decode; memory is dirty beforehand."""
     out = np.full((*windows.flips.shape, *size, 3), 77, dtype=np.uint8)
-    assert engine.decode(images, windows, out) == {}
+    assert engine.decode(images, [windows], [out]) == {}
     return out
 
 
@@ -125,7 +126,7 @@ class EngineContract:
         windows = make_windows([good] * 8, [RandomResizedCrop(16), RandomHorizontalFlip()], views=2)
         windows.sizes[6] = (61, 50)
         out = np.full((8, 2, 16, 16, 3), 77, dtype=np.uint8)
-        failures = engine.decode(images, windows, out)
+        failures = engine.decode(images, [windows], [out])
         assert list(failures) == sorted(bad)
         for reason in failures.values():
             assert reason
@@ -147,14 +148,14 @@ class EngineContract:
         windows = make_windows([data], [Resize((8, 8))])
         out = np.empty((1, 1, 8, 8, 3), np.uint8)
         for cut in (data[:-300], b"\x89PNG\r\n\x1a\n" + b"x" * 40, b"GIF89a" + b"\0" * 30):
-            assert engine.decode([cut], windows, out) == engine.decode([bytes(cut)], windows, out) != {}
+            assert engine.decode([cut], [windows], [out]) == engine.decode([bytes(cut)], [windows], [out]) != {}
 
     def test_images_that_the_index_could_not_read_fail_without_a_word_of_python(self, engine: Engine) -> None:
         data = encoded(1, size=(60, 50))
         ids = np.zeros(1, np.int64)
         geometry = compile_transforms([RandomResizedCrop(8)])
         windows = geometry.windows(0, 0, ids, ids, np.zeros(1, np.int32), np.zeros(1, np.int32))
-        assert engine.decode([data], windows, np.empty((1, 1, 8, 8, 3), np.uint8)) == {
+        assert engine.decode([data], [windows], [np.empty((1, 1, 8, 8, 3), np.uint8)]) == {
             0: "is 60×50 but the index says 0×0"
         }
 
@@ -164,16 +165,16 @@ class EngineContract:
         plain = decode(engine, images, windows, (8, 12))
         planes = np.zeros((2, 3, 3, 8, 12), np.uint8)  # (V, n, C, H, W), seen as (n, V, H, W, C)
         strided = planes.transpose(1, 0, 3, 4, 2)
-        assert engine.decode(images, windows, strided) == {}
+        assert engine.decode(images, [windows], [strided]) == {}
         assert np.array_equal(strided, plain)
         backwards = np.zeros((6, 2, 8, 12, 3), np.uint8)
-        assert engine.decode(images, windows, backwards[::-2]) == {}
+        assert engine.decode(images, [windows], [backwards[::-2]]) == {}
         assert np.array_equal(backwards[::-2], plain)
         assert not backwards[::2].any()
 
     def test_no_images(self, engine: Engine) -> None:
         windows = make_windows([], [RandomResizedCrop(8)], views=2)
-        assert engine.decode([], windows, np.empty((0, 2, 8, 8, 3), np.uint8)) == {}
+        assert engine.decode([], [windows], [np.empty((0, 2, 8, 8, 3), np.uint8)]) == {}
 
     @pytest.mark.parametrize(
         ("count", "shape", "dtype", "sentence"),
@@ -188,7 +189,7 @@ class EngineContract:
         images = [encoded(1)] * 2
         windows = make_windows(images, [RandomResizedCrop(8)])
         with pytest.raises(ValueError, match=re.escape(sentence)):
-            engine.decode(images[:count], windows, np.empty(shape, dtype))
+            engine.decode(images[:count], [windows], [np.empty(shape, dtype)])
 
     def test_threads_give_the_same_pixels(self, engine: Engine) -> None:
         images = [encoded(number, size=(90 + number, 70)) for number in range(12)]

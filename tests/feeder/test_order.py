@@ -11,18 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feeder.copies import copies_of
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, draw, permute
-from feeder.order import Order, OrderSettings, Shuffle, _stable_argsort, digest_copies, resolve_settings
+from feeder.order import Order, OrderSettings, Shuffle, _stable_argsort, resolve_settings
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "orders.json"
 
 
-def make_order(segments, copies=None, **changes):
+def make_order(segments, copies=None, unit=1, **changes):
     """Make an order with settings that suit most tests."""
     chosen = {"seed": 0, "shuffle": True, "lanes": 1, "window": None, "sticky": True, **changes}
-    table = None if copies is None else np.asarray(copies, dtype=np.uint8)
-    chosen["copies_digest"] = None if table is None else digest_copies(table)
+    table = None if copies is None else copies_of(np.asarray(copies, dtype=np.uint8), unit)
+    chosen["copies_digest"] = None if table is None else table.digest
     return Order(np.asarray(segments, dtype=np.int64), OrderSettings(**chosen), table)
 
 
@@ -40,15 +41,23 @@ def walk(order, epoch, global_batch=7, world_size=1, position=0):
 def model_epoch(segments, copies, settings, epoch):
     """Return (id, copy) at every position of an epoch, as the module's description says, with plain Python."""
     first_ids = np.concatenate(([0], np.cumsum(segments))).tolist()
-    rows = [
-        [(i, c) for i in range(a, b) for c in range(1 if copies is None else int(copies[i]))]
-        for a, b in itertools.pairwise(first_ids)
-    ]
-    occupied = [s for s, content in enumerate(rows) if content]
+    quotas = np.ones(first_ids[-1], int).tolist() if copies is None else copies.table.tolist()
+    unit = 1 if copies is None else copies.unit
+    laid = [list(range(a, b)) for a, b in itertools.pairwise(first_ids)]
+    occupied = [s for s, samples in enumerate(laid) if sum(quotas[i] for i in samples)]
     seed, lanes = settings.seed, settings.lanes
+    copies_key = derive_key("order.copies", seed, epoch)
     if settings.shuffle:
         key = derive_key("order.segments", seed) if settings.sticky else derive_key("order.segments", seed, epoch)
         occupied.sort(key=lambda s: int(draw(key, s)))
+        if unit > 1:
+            for s, samples in enumerate(laid):
+                samples.sort(key=lambda i: int(draw(draw(copies_key, s + 1), i - first_ids[s])))
+    units = [(s, i) for s in occupied for i in laid[s] for _ in range(quotas[i])]
+    picked = units[int(draw(copies_key, 0)) % unit :: unit]
+    rows = {s: [] for s in occupied}
+    for s, i in picked:
+        rows[s].append((i, sum(i == other for other, _ in rows[s])))
     stream = [(s, r) for s in occupied for r in range(len(rows[s]))]
     total = len(stream)
     lengths = [total // lanes + (lane < total % lanes) for lane in range(lanes)]
@@ -95,11 +104,19 @@ def orders(draw_from):
     """Small datasets with any settings, empty segments and left-out samples among them."""
     segments = draw_from(st.lists(st.integers(0, 30), min_size=1, max_size=10))
     samples = sum(segments)
-    copies = draw_from(st.none() | st.lists(st.integers(0, 3), min_size=samples, max_size=samples))
-    positions = samples if copies is None else sum(copies)
+    unit = draw_from(st.integers(1, 5))
+    copies = draw_from(st.none() | st.lists(st.integers(0, 3 * unit), min_size=samples, max_size=samples))
+    if copies is None:
+        unit, positions = 1, samples
+    else:
+        for i in range(samples):  # the sum must be a multiple of the unit
+            taken = min(copies[i], sum(copies) % unit)
+            copies[i] -= taken
+        positions = sum(copies) // unit
     return make_order(
         segments,
         copies,
+        unit,
         seed=draw_from(st.integers(-(2**63), 2**63)),
         lanes=draw_from(st.integers(1, max(1, positions))),
         window=draw_from(st.none() | st.integers(0, 40)),
@@ -130,8 +147,13 @@ def test_every_row_once_while_batch_and_world_size_change_on_the_way(order, epoc
         assert all((part.ids[~part.valid] == -1).all() for part in parts)
         found += [row for part in parts for row in zip(part.ids[part.valid], part.copies[part.valid], strict=True)]
         position, step = position + global_batch, step + 1
-    copies = np.ones(order._segment_samples.sum(), int) if order._copies is None else order._copies
-    assert sorted(found) == [(i, c) for i, count in enumerate(copies) for c in range(count)]
+    table = order._copies
+    quotas = np.ones(order._segment_samples.sum(), int) if table is None else table.table.astype(int)
+    unit = 1 if table is None else table.unit
+    counts = np.bincount([i for i, _ in found], minlength=len(quotas))
+    assert sorted(found) == [(i, c) for i, count in enumerate(counts.tolist()) for c in range(count)]
+    assert ((counts == quotas // unit) | (counts == -(-quotas // unit))).all()
+    assert len(found) == order.num_positions == quotas.sum() // unit
 
 
 @settings(deadline=None, max_examples=50)
@@ -228,12 +250,45 @@ def test_copies_leave_samples_out_and_repeat_them():
     assert sorted(walk(order, epoch=1)) == [(1, 0), (2, 0), (2, 1), (5, 0), (5, 1), (5, 2)]
 
 
+def test_fractional_copies_average_to_the_quotas():
+    quotas = np.array([4, 0, 1, 3, 10, 2, 6, 6, 7, 1, 2, 2, 4, 4, 4, 4])
+    order = make_order([6, 0, 7, 3], copies=quotas, unit=4, lanes=3, window=4)
+    epochs = 4000
+    counts = np.array([np.bincount([i for i, _ in walk(order, e, 15)], minlength=16) for e in range(epochs)])
+    assert (counts[:, [0, 12, 13, 14, 15]] == 1).all()
+    spread = np.sqrt((quotas % 4 / 4) * (1 - quotas % 4 / 4) / epochs)
+    assert (np.abs(counts.mean(axis=0) - quotas / 4) <= 4 * spread).all()
+    assert len({tuple(row) for row in counts.tolist()}) > 100  # any of them may occur together
+
+
+def test_fractional_copies_are_exact_over_all_first_rows(monkeypatch):
+    """Each of the K places of the first row gives a sample floor(q / K) or ceil(q / K) rows, and q in all together."""
+    quotas = np.array([5, 0, 2, 9, 1, 1, 3, 7, 4, 3])
+    totals = np.zeros(10, int)
+    for first in range(5):
+        monkeypatch.setattr("feeder.order.draw", lambda key, counters, first=first: np.uint64(first) + counters * 0)
+        order = make_order([4, 3, 3], copies=quotas, unit=5, shuffle=False)
+        totals += np.bincount([i for i, _ in walk(order, 0)], minlength=10)
+    assert totals.tolist() == quotas.tolist()
+
+
+def test_the_rows_of_a_segment_differ_by_at_most_one_between_epochs():
+    random = np.random.default_rng(0)
+    quotas = random.integers(0, 200, 800)
+    quotas[0] += -quotas.sum() % 64
+    order = make_order([100] * 8, copies=quotas.clip(0, 255), unit=64, lanes=3)
+    counts = [np.bincount([i // 100 for i, _ in walk(order, epoch, 50)], minlength=8) for epoch in range(30)]
+    assert np.ptp(counts, axis=0).max() == 1
+
+
 def test_stand_ins_come_from_the_same_segment_and_are_never_left_out():
     order = make_order([3, 3], copies=[0, 1, 2, 0, 0, 3])
     numbers = [int(number) for number in draw(1, np.arange(50))]
-    assert {order.stand_in(1, number) for number in numbers} == {(1, 0), (2, 0), (2, 1)}
-    assert {order.stand_in(5, number) for number in numbers} == {(5, 0), (5, 1), (5, 2)}
-    assert {make_order([3, 3]).stand_in(4, number)[0] for number in numbers} == {3, 4, 5}
+    assert {order.stand_in(0, 1, number) for number in numbers} == {1, 2}
+    assert {order.stand_in(0, 5, number) for number in numbers} == {5}
+    fractional = make_order([3, 3], copies=[0, 1, 5, 0, 0, 6], unit=4)
+    assert {fractional.stand_in(0, 1, number) for number in numbers} == {1, 2}
+    assert {make_order([3, 3]).stand_in(0, 4, number) for number in numbers} == {3, 4, 5}
 
 
 def test_more_lanes_than_samples_are_refused():
@@ -248,12 +303,10 @@ def test_more_lanes_than_samples_are_refused():
 def test_bad_windows_and_copies_are_refused():
     with pytest.raises(ConfigError, match="the window is -1 samples; it must be from 0 to 1073741824"):
         make_order([3], window=-1)
-    with pytest.raises(
-        ConfigError, match=r"the table of copies is uint8\[2\]; expected unsigned integers of shape \[3\]"
-    ):
+    with pytest.raises(ConfigError, match="the table of copies has 2 entries and the dataset 3 samples"):
         make_order([3], copies=[1, 1])
     with pytest.raises(ConfigError, match="not the one whose digest stands in the order's settings"):
-        Order(np.array([2]), make_order([2]).settings, np.array([1, 1], np.uint8))
+        Order(np.array([2]), make_order([2]).settings, copies_of(np.array([1, 1], np.uint8)))
 
 
 @pytest.mark.parametrize(
@@ -323,6 +376,5 @@ def test_settings_say_what_they_are_in_json():
         "lanes": 2,
         "window": None,
         "sticky": True,
-        "copies": digest_copies(np.ones(5, np.uint8)),
+        "copies": copies_of(np.ones(5, np.uint8)).digest,
     }
-    assert digest_copies(np.ones(5, np.uint8)) == digest_copies(np.ones(5, np.uint32))

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from feeder import pipeline
-from feeder.augment import RandomResizedCrop, compile_transforms
 from feeder.errors import StalledError, TooManyBadSamplesError
+from feeder.fields import Fields
+from feeder.filling import Source, Step
 from feeder.order import Order, OrderSettings, RankBatch
-from feeder.pipeline import Pipeline, Step
+from feeder.pipeline import Pipeline
+from feeder.program import compile_program
 from feeder.shards.reading.rows import Rows
+from feeder.transforms import RandomResizedCrop
 
 
 class Memory:
@@ -48,6 +51,7 @@ class Fill:
         self.bad = set(bad)
 
     def decode(self, images, windows, out):
+        (out,) = out
         for row, data in zip(out, images, strict=True):
             row[:] = data[0]
         return {row: "is bad" for row, data in enumerate(images) if data[0] in self.bad}
@@ -57,19 +61,20 @@ def make(reader, **changes):
     """Make a pipeline over 100 samples."""
     settings = OrderSettings(seed=0, shuffle=False, lanes=1, window=0, sticky=False)
     chosen = {"engine": Fill(), "on_error": "raise", "max_bad_fraction": 0.0, "threads": 2, **changes}
-    return Pipeline(
-        source=reader,
-        order=Order(np.array([100]), settings),
-        geometry=compile_transforms([RandomResizedCrop(4)]),
-        **chosen,
+    source = Source(
+        reader=reader,
+        seed=0,
+        program=compile_program([RandomResizedCrop(4)]),
+        fields=Fields(types={}, masks=(), functions={}),
     )
+    return Pipeline(sources=(source,), plan=Order(np.array([100]), settings), **chosen)
 
 
 def steps(count, size=5):
     """Yield steps of consecutive ids."""
     for number in range(count):
         ids = np.arange(number * size, (number + 1) * size)
-        samples = RankBatch(ids=ids, copies=np.zeros(size, np.int64), valid=np.ones(size, np.bool_))
+        samples = RankBatch.of_one(ids, np.zeros(size, np.int64), np.ones(size, np.bool_), 0)
         yield Step(epoch=0, position=number * size, samples=samples)
 
 

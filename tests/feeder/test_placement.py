@@ -4,7 +4,7 @@ import pytest
 
 from feeder import tensors
 from feeder.errors import RankError
-from feeder.placement import Placement, local_world_size, resolve_placement
+from feeder.placement import Placement, data_placement, local_world_size, resolve_placement
 
 
 @pytest.fixture
@@ -118,3 +118,55 @@ def test_a_rank_that_differs_from_the_process_group_is_refused(process_group):
 )
 def test_local_ranks_share_the_cores(environ, expected):
     assert local_world_size(environ) == expected
+
+
+def data_ranks(world_size, replicate):
+    """Return (data rank, data world size) of every rank."""
+    found = [data_placement(Placement(rank=rank, world_size=world_size), replicate) for rank in range(world_size)]
+    return [(placement.rank, placement.world_size) for placement in found]
+
+
+def test_consecutive_ranks_share_batches():
+    assert data_ranks(4, 1) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert data_ranks(4, 2) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert data_ranks(3, 3) == [(0, 1)] * 3
+
+
+def test_groups_of_ranks_share_batches():
+    assert data_ranks(4, [[0, 2], [1, 3]]) == [(0, 2), (1, 2), (0, 2), (1, 2)]
+    assert data_ranks(4, ((3, 2), (0, 1))) == [(1, 2), (1, 2), (0, 2), (0, 2)]
+    assert data_ranks(2, [[1], [0]]) == [(1, 2), (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("replicate", "sentence"),
+    [
+        (0, "replicate is 0; it must be at least 1, the number of ranks that receive the same batches"),
+        (
+            3,
+            (
+                "replicate is 3 and world_size is 4, so that the last group of ranks would be short; give a divisor of"
+                " the world size, or start another number of ranks"
+            ),
+        ),
+        (8, "replicate is 8 and world_size is 4, so that the last group of ranks would be short; give a divisor"),
+        (True, "replicate is True; it must be a number of consecutive ranks, or groups of ranks such as"),
+        (2.0, "replicate is 2.0; it must be a number of consecutive ranks, or groups of ranks such as"),
+        ("01", "replicate is '01'; it must be a number of consecutive ranks, or groups of ranks such as"),
+        ([], "replicate is []; it must be a number of consecutive ranks, or groups of ranks such as"),
+        ([0, 1], "replicate is [0, 1]; it must be a number of consecutive ranks, or groups of ranks such as"),
+        ([[0, 1], [2, "3"]], "replicate is [[0, 1], [2, '3']]; it must be a number of consecutive ranks, or groups"),
+        (
+            [[0, 1], [2]],
+            "replicate has groups of different sizes, [[0, 1], [2]]; give each as many ranks",
+        ),
+        ([[0, 1], [2, 4]], "replicate names rank 4 and world_size is 4; ranks are from 0 to 3"),
+        ([[0, 1], [1, 2]], "replicate names rank 1 more than once; each rank stands in one group"),
+        ([[0, 1]], "replicate does not name rank 2 of 4; each rank stands in one group"),
+        ([[]], "replicate does not name rank 0 of 4; each rank stands in one group"),
+    ],
+)
+def test_groups_that_do_not_divide_the_ranks_are_refused(replicate, sentence):
+    with pytest.raises(RankError) as caught:
+        data_placement(Placement(rank=0, world_size=4), replicate)
+    assert str(caught.value).startswith(sentence)

@@ -3,8 +3,9 @@
 import pytest
 
 from feeder import presets
-from feeder.augment import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize, compile_transforms
 from feeder.errors import ConfigError
+from feeder.program import compile_program
+from feeder.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 
 def test_training_is_a_random_resized_crop_and_a_flip():
@@ -25,7 +26,8 @@ def test_evaluation_resizes_to_256_of_224():
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 160, 224, 299, 512])
 def test_every_size_compiles(size):
     for make in (presets.imagenet_train, presets.imagenet_eval):
-        assert compile_transforms(make(size, normalize=True)).size == (size, size)
+        (view,) = compile_program(make(size, normalize=True)).views
+        assert view.geometry.size == (size, size)
 
 
 def test_parse():

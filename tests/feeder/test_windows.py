@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeder.augment import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize, compile_transforms
+from feeder.augment import compile_transforms
+from feeder.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 from feeder.windows import RandomBoxes, ResizedBoxes, exact_exp, exact_log
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "boxes.json"

@@ -22,6 +22,7 @@ PUBLIC_NAMES = [
     "RandomResizedCrop",
     "Resize",
     "Shuffle",
+    "Views",
     "__version__",
     "presets",
 ]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feeder.augment import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize, compile_transforms
+from feeder.augment import compile_transforms
 from feeder.engines import Engine, formats, open_engine, pillow
 from feeder.engines.pillow import PillowEngine
 from feeder.errors import ConfigError, MissingPackageError
+from feeder.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 from tests.contracts.engines import FILTERS, EngineContract, decode, make_windows
 from tests.images import encoded, picture
 
@@ -170,7 +171,9 @@ class TestOutOfMemory:
 
         monkeypatch.setattr(formats._Jpeg, "load", fail)
         data = encoded(1)
-        failures = engine.decode([data], make_windows([data], [Resize((8, 8))]), np.empty((1, 1, 8, 8, 3), np.uint8))
+        failures = engine.decode(
+            [data], [make_windows([data], [Resize((8, 8))])], [np.empty((1, 1, 8, 8, 3), np.uint8)]
+        )
         text = f": {error}" if str(error) else ""
         assert failures == {0: f"cannot be decoded as JPEG: {type(error).__name__}{text}"}
 

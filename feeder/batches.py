@@ -1,0 +1,416 @@
+"""`BatchDataset`: iterating over whole batches, at any world size, with a state; what all datasets of ours share."""
+
+import copy
+import logging
+import multiprocessing.context
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from feeder import tensors
+from feeder.arguments import as_integer, checked_integer, one_of
+from feeder.audit import AuditLog
+from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
+from feeder.epochs import EpochCounter
+from feeder.errors import ConfigError, StateError
+from feeder.filling import Allocate, Source, Step
+from feeder.order import COUNT_LIMIT, OrderSettings, Plan
+from feeder.pipeline import OnError, Pipeline
+from feeder.placement import Placement, local_world_size, resolve_placement
+from feeder.resources import usable_cores
+from feeder.stages import Counters
+from feeder.state import State
+
+Arrays = Literal["auto", "torch", "numpy"]
+Batch = dict[str, Any]
+
+_MAX_BATCH = 1 << 20  # samples of a rank's batch: more is a slip, and its padding alone would fill the memory
+
+_log = logging.getLogger("feeder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How batches are cut, made and handed over: what a dataset's arguments say beside which samples there are.
+
+    Attributes are the arguments of `feeder.ImageDataset` of these names, checked.
+    """
+
+    batch_size: int | None
+    global_batch_size: int | None
+    rank: int | None
+    world_size: int | None
+    threads: int | None
+    on_error: OnError
+    max_bad_fraction: float
+    arrays: Arrays
+    audit_log: str | None
+
+    def __post_init__(self) -> None:
+        sizes = _checked_batch_sizes(self.batch_size, self.global_batch_size)
+        checked = {
+            "batch_size": sizes[0],
+            "global_batch_size": sizes[1],
+            "threads": None if self.threads is None else checked_integer("threads", self.threads, least=1),
+            "audit_log": None if self.audit_log is None else os.fspath(self.audit_log),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        one_of("on_error", self.on_error, ("replace", "mask", "raise"))
+        fraction = self.max_bad_fraction
+        if not isinstance(fraction, float | int | np.floating) or not 0 <= fraction <= 1:
+            raise ConfigError(f"max_bad_fraction is {fraction!r}; it must be a number from 0 to 1")
+        if self.rank is not None or self.world_size is not None:
+            resolve_placement(self.rank, self.world_size)
+        one_of("arrays", self.arrays, ("auto", "torch", "numpy"))
+        if self.arrays == "torch":
+            tensors.require()
+
+    @property
+    def as_tensors(self) -> bool:
+        """Whether users get torch's tensors."""
+        return self.arrays != "numpy" and tensors.AVAILABLE
+
+
+class BatchDataset(tensors.IterableDataset[Batch]):
+    """Whole batches in an order that is a pure function; `feeder.ImageDataset` and `feeder.mix` make such datasets.
+
+    A subclass says which plan its settings give, and which sources it streams. Iterating yields the next epoch each
+    time, whether or not the one before was finished; `set_epoch` chooses another.
+
+    Args:
+        delivery: how batches are handed over.
+        engine: "auto", or the name of an engine.
+    """
+
+    def __init__(self, delivery: Delivery, engine: str) -> None:
+        super().__init__()
+        self._delivery = delivery
+        self._engine: Engine = open_engine(engine)
+        self._epochs = EpochCounter()
+        self._counters = Counters()
+        self._loaded_settings: OrderSettings | None = None  # of a state; without one, arguments and global batch decide
+        self._plan: tuple[OrderSettings, Plan] | None = None
+        self._pipelines: dict[tuple[Allocate, bool], Pipeline] = {}
+        self._state: dict[str, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_pipelines"] = {}
+        if multiprocessing.context.get_spawning_popen() is not None and (group := tensors.process_group()) is not None:
+            # a spawned worker has neither torch.distributed nor, perhaps, the launcher's environment
+            state["_delivery"] = replace(self._delivery, rank=group["rank"], world_size=group["world_size"])
+        return state
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Identifies the data."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the dataset is called in messages."""
+
+    @abstractmethod
+    def _requested_settings(self, loaded: OrderSettings | None, global_batch: int) -> OrderSettings:
+        """Return what the arguments ask for; what they leave open may come from loaded settings."""
+
+    @abstractmethod
+    def _unset_settings(self) -> set[str]:
+        """Return the names of settings that the arguments leave open, so that a state may settle them."""
+
+    @abstractmethod
+    def _make_plan(self, settings: OrderSettings) -> Plan:
+        """Return which samples stand where."""
+
+    @abstractmethod
+    def _sources(self, settings: OrderSettings) -> tuple[Source, ...]:
+        """Return the datasets that are streamed."""
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine in use."""
+        return self._engine.name
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration will be."""
+        return self._epochs.epoch
+
+    @property
+    def order_settings(self) -> OrderSettings:
+        """What determines the order, with everything that was left to "auto" filled in."""
+        return self._resolved_plan()[0]
+
+    @property
+    def counters(self) -> Counters:
+        """What the stages of this process's pipelines have done."""
+        return self._counters
+
+    def global_batch(self, world_size: int | None = None) -> int:
+        """Return the samples of a step of all ranks together."""
+        world_size = world_size or self._placement().world_size
+        if self._delivery.global_batch_size is None:
+            assert self._delivery.batch_size is not None
+            global_batch = self._delivery.batch_size * world_size
+        else:
+            global_batch = self._delivery.global_batch_size
+        if global_batch > _MAX_BATCH * world_size:
+            raise ConfigError(f"the batch of a rank is {global_batch // world_size} samples; at most {_MAX_BATCH} fit")
+        if global_batch < world_size:
+            raise ConfigError(
+                f"global_batch_size is {global_batch} and there are {world_size} ranks, so that some would never get a"
+                " sample; raise it to a multiple of the world size"
+            )
+        return global_batch
+
+    def __len__(self) -> int:
+        """Return the steps of a whole epoch, the same for every rank."""
+        return self._steps_per_epoch(self.global_batch())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration this epoch; reaches the persistent workers of a DataLoader, too.
+
+        It starts at the epoch's beginning, unless a loaded state stands inside that very epoch: then it goes on from
+        there, so that a loop that sets every epoch may resume.
+        """
+        number = _checked_count("epoch", epoch)
+        if number != self._epochs.epoch:
+            self._epochs.set(number)
+            self._state = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over an epoch's batches of this rank: in a DataLoader worker, over its share of them."""
+        worker, workers = tensors.worker()
+        self._steps_per_epoch(self.global_batch())
+        self._resolved_plan()
+        epoch, position = self._epochs.begin(worker, workers)
+        return self._iterate(self.stream(epoch=epoch, position=position, worker=worker, workers=max(1, workers)))
+
+    def _iterate(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches as users get them, and keep the state behind the last."""
+        for batch in batches:
+            self._state = batch["state"]
+            yield self.handed_over(batch)
+
+    def stream(
+        self,
+        *,
+        epoch: int,
+        position: int = 0,
+        worker: int = 0,
+        workers: int = 1,
+        allocate: Allocate = np.empty,
+        pixels_on_device: bool = False,
+    ) -> Iterator[Batch]:
+        """Return the batches of the rest of an epoch as NumPy arrays: every ``workers``-th from the ``worker``-th on.
+
+        Entries that begin with an underscore are for `handed_over`.
+
+        Args:
+            epoch, position: where to start.
+            worker, workers: which share of the steps.
+            allocate: gives the memory of images, of a shape and type.
+            pixels_on_device: leave operations on pixels to the caller, see `feeder.filling.Filler`.
+        """
+        placement = self._placement()
+        global_batch = self.global_batch(placement.world_size)
+        settings, plan = self._resolved_plan(global_batch)
+        steps_left = plan.steps(global_batch, position)
+        positions = range(position, position + steps_left * global_batch, global_batch)
+        steps = (self._step(plan, epoch, at, placement, global_batch) for at in positions[worker::workers])
+        pipeline = self._resolved_pipeline(settings, plan, workers, allocate, pixels_on_device)
+        return (self._with_state(batch, settings, global_batch) for batch in pipeline.batches(steps))
+
+    def _with_state(self, batch: Batch, settings: OrderSettings, global_batch: int) -> Batch:
+        """Return the batch with the state behind it."""
+        batch["state"] = self._state_at(settings, batch["epoch"], batch["position"] + global_batch).to_json()
+        return batch
+
+    def batch(self, *, epoch: int, step: int, rank: int | None = None, world_size: int | None = None) -> Batch:
+        """Return the batch that a rank gets at a step of an epoch that started at its beginning; a pure function.
+
+        Args:
+            epoch, step: from 0.
+            rank, world_size: None takes this process's own.
+        """
+        placement = self._placement() if rank is None and world_size is None else resolve_placement(rank, world_size)
+        global_batch = self.global_batch(placement.world_size)
+        steps = self._steps_per_epoch(global_batch)
+        epoch, step = _checked_count("epoch", epoch), checked_integer("step", step)
+        if not 0 <= step < steps:
+            raise ConfigError(
+                f"there is no step {step} of epoch {epoch}; steps count from 0 to {steps - 1} at global batch"
+                f" {global_batch}"
+            )
+        return self.batch_at(epoch=epoch, position=step * global_batch, placement=placement)
+
+    def batch_at(self, *, epoch: int, position: int, placement: Placement | None = None) -> Batch:
+        """Return the batch that starts at a position of an epoch, such as the one that follows a state."""
+        epoch, position = _checked_count("epoch", epoch), _checked_count("position", position)
+        placement = placement or self._placement()
+        global_batch = self.global_batch(placement.world_size)
+        settings, plan = self._resolved_plan(global_batch)
+        batch = self._resolved_pipeline(settings, plan, 1).batch(
+            self._step(plan, epoch, position, placement, global_batch)
+        )
+        return self.handed_over(self._with_state(batch, settings, global_batch))
+
+    def handed_over(self, batch: Batch) -> Batch:
+        """Return a batch of `stream` in the kind of arrays that users asked for, without entries of our own."""
+        images = batch["_images"]
+        batch = {name: value for name, value in batch.items() if not name.startswith("_")}
+        return tensors.from_arrays(batch, images) if self._delivery.as_tensors else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state behind the last batch that this process iterated over, as JSON values.
+
+        Raises:
+            StateError: the batches were made in worker processes, which run ahead of what was received.
+        """
+        if self._epochs.in_workers:
+            raise StateError(
+                "the batches were made in DataLoader workers, which run ahead of your loop; save the state of the last"
+                " batch you received: batch['state']"
+            )
+        if self._state is not None:
+            return copy.deepcopy(self._state)
+        return self._state_at(self.order_settings, self._epochs.epoch, self._epochs.position).to_json()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next iteration go on behind the batch whose state this is, at any world size, batch and workers.
+
+        Seed and shuffle settings that were left unset are taken from the state.
+
+        Raises:
+            StateError: the state belongs to another dataset or another order, or is damaged; the message names both.
+        """
+        loaded = State.from_json(state)
+        if loaded.dataset != self.digest:
+            raise StateError(
+                f"the state belongs to the dataset with digest {loaded.dataset}, but {self.name} has digest"
+                f" {self.digest}; open the dataset that the state was made with"
+            )
+        asked = self._requested_settings(loaded.order, self.global_batch())
+        settings = loaded.order_for(asked, self._unset_settings())
+        if self._epochs.had_workers and settings != self.order_settings:
+            raise StateError(
+                "the state has another order than the one that DataLoader workers were started with; load it before the"
+                " first iteration, or open the dataset anew"
+            )
+        if (loaded.engine, loaded.pixels) != (self._engine.name, PIXEL_CONTRACT):
+            _log.warning(
+                "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ",
+                *(loaded.engine, loaded.pixels, self._engine.name, PIXEL_CONTRACT),
+            )
+        plan = self._make_plan(settings)
+        if settings != self._loaded_settings:
+            self._loaded_settings, self._plan, self._pipelines = settings, (settings, plan), {}
+        epoch, position = loaded.epoch, loaded.position
+        if plan.steps(self.global_batch(), position) == 0:
+            epoch, position = epoch + 1, 0  # the state behind the last batch of an epoch
+        self._epochs.set(epoch, position)
+        self._state = None
+
+    def close(self) -> None:
+        """Stop this process's decode threads and release its open files; iterating again opens them anew."""
+        for pipeline in self._pipelines.values():
+            if pipeline.usable:
+                pipeline.close()
+        self._pipelines = {}
+
+    def _steps_per_epoch(self, global_batch: int) -> int:
+        """Return the steps of a whole epoch; refuse a training epoch that would have none."""
+        settings, plan = self._resolved_plan(global_batch)
+        steps = plan.steps(global_batch)
+        if steps == 0 and settings.shuffle:
+            raise ConfigError(
+                f"the global batch is {global_batch} and {self.name} has {plan.num_positions} samples; a"
+                " training epoch drops the last part of a step, so it would have no step: lower batch_size, or set"
+                " shuffle=False"
+            )
+        return steps
+
+    def _placement(self) -> Placement:
+        """Return this process's rank and world size."""
+        return resolve_placement(self._delivery.rank, self._delivery.world_size)
+
+    def _resolved_plan(self, global_batch: int | None = None) -> tuple[OrderSettings, Plan]:
+        """Return the order of a loaded state, else the one that the arguments give at a global batch."""
+        settings = self._loaded_settings
+        if settings is None:
+            settings = self._requested_settings(None, global_batch or self.global_batch())
+        if self._plan is None or self._plan[0] != settings:
+            self._plan = settings, self._make_plan(settings)
+        return self._plan
+
+    def _step(self, plan: Plan, epoch: int, position: int, placement: Placement, global_batch: int) -> Step:
+        samples = plan.rank_batch(epoch, position, global_batch, placement.rank, placement.world_size)
+        return Step(epoch=epoch, position=position, samples=samples)
+
+    def _resolved_pipeline(
+        self,
+        settings: OrderSettings,
+        plan: Plan,
+        workers: int,
+        allocate: Allocate = np.empty,
+        pixels_on_device: bool = False,
+    ) -> Pipeline:
+        """Return a pipeline of this process, made on first use: threads and descriptors belong to one process.
+
+        Of settings and plan it keeps seeds and segments, which global batch and world size do not change.
+        """
+        pipeline = self._pipelines.get((allocate, pixels_on_device))
+        if pipeline is None or not pipeline.usable:
+            delivery = self._delivery
+            audit = None if delivery.audit_log is None else AuditLog(delivery.audit_log, self._placement().rank)
+            pipeline = self._pipelines[allocate, pixels_on_device] = Pipeline(
+                sources=self._sources(settings),
+                plan=plan,
+                engine=self._engine,
+                on_error="mask" if delivery.on_error == "replace" and not settings.shuffle else delivery.on_error,
+                max_bad_fraction=delivery.max_bad_fraction,
+                threads=delivery.threads or max(1, int(usable_cores()) // local_world_size() // workers),
+                audit=audit,
+                counters=self._counters,
+                allocate=allocate,
+                pixels_on_device=pixels_on_device,
+            )
+        return pipeline
+
+    def _state_at(self, settings: OrderSettings, epoch: int, position: int) -> State:
+        """Return the state from which the given position is the next."""
+        return State(
+            dataset=self.digest,
+            order=settings,
+            epoch=epoch,
+            position=position,
+            engine=self._engine.name,
+            pixels=PIXEL_CONTRACT,
+        )
+
+
+def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) -> tuple[int | None, int | None]:
+    """Return the two sizes, of which just one is given, at least 1."""
+    if (batch_size is None) == (global_batch_size is None):
+        given = "both" if batch_size is not None else "neither"
+        raise ConfigError(
+            f"{given} of batch_size ({batch_size}, per rank) and global_batch_size ({global_batch_size}, of all ranks)"
+            " is given; give exactly one"
+        )
+    if batch_size is not None:
+        return checked_integer("batch_size", batch_size, least=1), None
+    return None, checked_integer("global_batch_size", global_batch_size, least=1)
+
+
+def _checked_count(name: str, value: Any) -> int:
+    """Return an epoch or a position as Python's own integer."""
+    number = as_integer(value)
+    if number is None or not 0 <= number < COUNT_LIMIT:
+        raise ConfigError(f"{name} is {value!r}; it must be an integer from 0 to 2**62 - 1")
+    return number
