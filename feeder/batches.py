@@ -20,7 +20,7 @@ from feeder.errors import ConfigError, StateError
 from feeder.filling import Allocate, Source, Step
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
-from feeder.placement import Placement, local_world_size, resolve_placement
+from feeder.placement import Placement, Replicate, data_placement, local_world_size, resolve_placement
 from feeder.resources import usable_cores
 from feeder.stages import Counters
 from feeder.state import State
@@ -44,6 +44,7 @@ class Delivery:
     global_batch_size: int | None
     rank: int | None
     world_size: int | None
+    replicate: Replicate
     threads: int | None
     on_error: OnError
     max_bad_fraction: float
@@ -65,10 +66,14 @@ class Delivery:
         if not isinstance(fraction, float | int | np.floating) or not 0 <= fraction <= 1:
             raise ConfigError(f"max_bad_fraction is {fraction!r}; it must be a number from 0 to 1")
         if self.rank is not None or self.world_size is not None:
-            resolve_placement(self.rank, self.world_size)
+            self.placement(self.rank, self.world_size)
         one_of("arrays", self.arrays, ("auto", "torch", "numpy"))
         if self.arrays == "torch":
             tensors.require()
+
+    def placement(self, rank: int | None, world_size: int | None) -> Placement:
+        """Return whose part of the data a rank gets, among how many; None asks the launcher's environment."""
+        return data_placement(resolve_placement(rank, world_size), self.replicate)
 
     @property
     def as_tensors(self) -> bool:
@@ -154,7 +159,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
 
     def global_batch(self, world_size: int | None = None) -> int:
         """Return the samples of a step of all ranks together."""
-        world_size = world_size or self._placement().world_size
+        world_size = world_size or self._placement().world_size  # ranks with a part of their own
         if self._delivery.global_batch_size is None:
             assert self._delivery.batch_size is not None
             global_batch = self._delivery.batch_size * world_size
@@ -172,6 +177,15 @@ class BatchDataset(tensors.IterableDataset[Batch]):
     def __len__(self) -> int:
         """Return the steps of a whole epoch, the same for every rank."""
         return self._steps_per_epoch(self.global_batch())
+
+    def samples_per_epoch(self) -> int:
+        """Return the valid samples that this rank gets in a whole epoch."""
+        placement = self._placement()
+        global_batch = self.global_batch(placement.world_size)
+        settings, plan = self._resolved_plan(global_batch)
+        steps, rest = divmod(plan.num_positions, global_batch)
+        parts = [global_batch] * steps + [rest] * (not settings.shuffle)
+        return sum((part + placement.world_size - 1 - placement.rank) // placement.world_size for part in parts)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration this epoch; reaches the persistent workers of a DataLoader, too.
@@ -239,7 +253,8 @@ class BatchDataset(tensors.IterableDataset[Batch]):
             epoch, step: from 0.
             rank, world_size: None takes this process's own.
         """
-        placement = self._placement() if rank is None and world_size is None else resolve_placement(rank, world_size)
+        given = rank is not None or world_size is not None
+        placement = self._delivery.placement(rank, world_size) if given else self._placement()
         global_batch = self.global_batch(placement.world_size)
         steps = self._steps_per_epoch(global_batch)
         epoch, step = _checked_count("epoch", epoch), checked_integer("step", step)
@@ -337,8 +352,8 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         return steps
 
     def _placement(self) -> Placement:
-        """Return this process's rank and world size."""
-        return resolve_placement(self._delivery.rank, self._delivery.world_size)
+        """Return whose part of the data this process gets, among how many."""
+        return self._delivery.placement(self._delivery.rank, self._delivery.world_size)
 
     def _resolved_plan(self, global_batch: int | None = None) -> tuple[OrderSettings, Plan]:
         """Return the order of a loaded state, else the one that the arguments give at a global batch."""

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from feeder.arguments import as_integer
-from feeder.batches import Arrays, Batch, BatchDataset, Delivery
+from feeder.batches import Arrays, BatchDataset, Delivery
 from feeder.errors import ConfigError
 from feeder.fields import Fields, choose_fields
 from feeder.filling import Source, Step
 from feeder.order import Order, OrderSettings, RankBatch, Shuffle, resolve_settings, unset_settings
 from feeder.pipeline import OnError
+from feeder.placement import Replicate
 from feeder.program import Program, compile_program
+from feeder.samples import Samples, row
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.reading.opening import open_dataset
 
@@ -53,6 +55,8 @@ class ImageDataset(BatchDataset):
         map_fields: by field, a function that its values pass through, such as ``{"caption": tokenize}``.
         decode: False for encoded images, without transforms.
         rank, world_size: None asks the launcher's environment when iteration starts.
+        replicate: ranks that receive the same batches, as those of one tensor- or pipeline-parallel group do: n for
+            groups of n consecutive ranks, or a list of groups, as in ``[[0, 2], [1, 3]]``.
         engine: "auto", or the name of an engine.
         threads: decode threads of a process; None divides the usable cores among local ranks and workers.
         on_error: what a sample that cannot be decoded does: "replace" puts another of its shard in its place, "mask"
@@ -81,6 +85,7 @@ class ImageDataset(BatchDataset):
         decode: bool = True,
         rank: int | None = None,
         world_size: int | None = None,
+        replicate: Replicate = 1,
         engine: str = "auto",
         threads: int | None = None,
         on_error: OnError = "replace",
@@ -93,6 +98,7 @@ class ImageDataset(BatchDataset):
             global_batch_size=global_batch_size,
             rank=rank,
             world_size=world_size,
+            replicate=replicate,
             threads=threads,
             on_error=on_error,
             max_bad_fraction=max_bad_fraction,
@@ -146,7 +152,11 @@ class ImageDataset(BatchDataset):
         samples = RankBatch.of_one(ids, np.zeros(1, np.int64), np.ones(1, np.bool_), epoch)
         settings, plan = self._resolved_plan()
         pipeline = self._resolved_pipeline(settings, plan, 1)
-        return first_row(self.handed_over(pipeline.batch(Step(epoch=epoch, position=0, samples=samples))))
+        return row(self.handed_over(pipeline.batch(Step(epoch=epoch, position=0, samples=samples))), 0)
+
+    def samples(self) -> Samples:
+        """Return the same samples in the same order one by one, for who makes batches elsewhere."""
+        return Samples(self)
 
     def set_transform(self, transform: Any, *, views: int = 1) -> None:
         """Give the iterations that start from now on other transforms, as for progressive resizing.
@@ -184,12 +194,6 @@ class ImageDataset(BatchDataset):
 
     def _sources(self, settings: OrderSettings) -> tuple[Source, ...]:
         return (Source(reader=self._reader, seed=settings.seed, program=self._program, fields=self._fields),)
-
-
-def first_row(batch: Batch) -> dict[str, Any]:
-    """Return the entries of a batch's first sample, without those that are of the whole batch."""
-    whole = {"epoch", "position", "state"}
-    return {name: value[0] for name, value in batch.items() if name not in whole}
 
 
 def _compile(transform: Any, views: int, decode: bool) -> Program | None:

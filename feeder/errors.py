@@ -8,6 +8,7 @@
     ├── StateError (ValueError)          a checkpoint state that does not belong to this dataset or order
     ├── SampleError (ValueError)         one sample cannot be decoded, and the policy says to stop
     │   └── TooManyBadSamplesError       more bad samples than ``max_bad_fraction`` allows
+    ├── TransformError (RuntimeError)    a user's own function raised, or returned what cannot be used
     ├── StalledError (RuntimeError)      a stage of the pipeline made no progress in its time limit
     ├── MissingPackageError (ImportError)  an optional package is needed and not installed
     └── feeder.shards.errors.ShardsError   datasets on disk; its own tree stands in that module
@@ -38,6 +39,19 @@ class SampleError(FeederError, ValueError):
 
 class TooManyBadSamplesError(SampleError):
     """More of the last samples were bad than ``max_bad_fraction`` allows."""
+
+
+class TransformError(FeederError, RuntimeError):
+    """A user's own function raised, which is the cause of this error, or returned what cannot be used.
+
+    It says nothing of the sample's bytes: no other sample stands in, whatever ``on_error`` says.
+    """
+
+    def at(self, place: str) -> "TransformError":
+        """Return the error that also names a place, such as ``sample 17 ('ant/ant-03')``, with the same cause."""
+        error = TransformError(f"{self}; at {place}")
+        error.__cause__ = self.__cause__
+        return error
 
 
 class StalledError(FeederError, RuntimeError):

@@ -644,3 +644,51 @@ def test_real_photographs_stream_alike_in_one_thread_and_four(photos):
         )
 
     assert epoch(1) == epoch(4)
+
+
+def test_ranks_of_a_group_receive_the_same_batches(folder):
+    def ids(**placement):
+        return [batch["id"].tolist() for batch in open_dataset(folder, arrays="numpy", **placement)]
+
+    data_ranks = [ids(rank=rank, world_size=2) for rank in range(2)]
+    assert [ids(rank=rank, world_size=4, replicate=2) for rank in range(4)] == [
+        data_ranks[rank // 2] for rank in range(4)
+    ]
+    crossed = [ids(rank=rank, world_size=4, replicate=[[0, 2], [1, 3]]) for rank in range(4)]
+    assert crossed == [data_ranks[rank % 2] for rank in range(4)]
+    dataset = open_dataset(folder, rank=3, world_size=4, replicate=2)
+    assert dataset.global_batch() == 8
+    with pytest.raises(RankError):
+        open_dataset(folder, rank=0, world_size=3, replicate=2)
+
+
+def test_transforms_change_between_epochs(folder):
+    dataset = open_dataset(folder, arrays="numpy")
+    small = list(dataset)
+    dataset.set_transform([RandomResizedCrop(48), RandomHorizontalFlip()])
+    large = list(dataset)
+    assert {batch["image"].shape for batch in small} == {(4, 32, 32, 3)}
+    assert {batch["image"].shape for batch in large} == {(4, 48, 48, 3)}
+    assert {batch["epoch"] for batch in large} == {1}
+    other = open_dataset(folder, arrays="numpy", transform=[RandomResizedCrop(48), RandomHorizontalFlip()])
+    assert np.array_equal(large[2]["image"], other.batch(epoch=1, step=2)["image"])
+
+
+def test_replaced_samples_are_in_the_audit_log(bad_folder, tmp_path):
+    log = tmp_path / "audit.jsonl"
+    dataset = open_dataset(bad_folder, max_bad_fraction=1.0, audit_log=log, arrays="numpy")
+    keys = {(batch["epoch"], batch["position"], row): key for batch in dataset for row, key in enumerate(batch["key"])}
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert lines
+    for line in lines:
+        assert keys[line["epoch"], line["position"], line["row"]] == line["stand_in"]["key"] != line["key"]
+        assert line["rank"] == 0
+        assert line["dataset"] == str(bad_folder)
+
+
+def test_an_audit_log_that_cannot_be_written_stops_nothing(bad_folder, tmp_path, caplog):
+    dataset = open_dataset(bad_folder, max_bad_fraction=1.0, audit_log=tmp_path / "absent" / "log", arrays="numpy")
+    assert len(list(dataset)) == len(dataset)
+    warnings = [record.message for record in caplog.records if "audit log" in record.message]
+    path = tmp_path / "absent" / "log"
+    assert warnings == [f"cannot write the audit log {path}: No such file or directory; training goes on"]

@@ -163,8 +163,8 @@ def test_splits_are_reported_one_by_one(folder: Path, tmp_path: Path, capsys: py
         (
             ["--shuffle", "--batch-size", "37"],
             (
-                "the global batch is 37 on 1 ranks, and {folder} has 36 samples; expected from 1 sample a rank to all of"
-                " them"
+                "the global batch is 37 on 1 ranks, and {folder} has 36 samples; expected from 1 sample a rank to all"
+                " of them"
             ),
         ),
         (
