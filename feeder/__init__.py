@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from feeder import presets as presets
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
+    from feeder.mixing import mix as mix
     from feeder.order import Shuffle as Shuffle
     from feeder.program import Views as Views
     from feeder.transforms import CenterCrop as CenterCrop
@@ -31,6 +32,7 @@ _HOMES = {
     "Resize": "feeder.transforms",
     "Shuffle": "feeder.order",
     "Views": "feeder.program",
+    "mix": "feeder.mixing",
 }
 _MODULES = ("presets",)
 
@@ -45,6 +47,7 @@ __all__ = [
     "Shuffle",
     "Views",
     "__version__",
+    "mix",
     "presets",
 ]
 

@@ -24,6 +24,7 @@ PUBLIC_NAMES = [
     "Shuffle",
     "Views",
     "__version__",
+    "mix",
     "presets",
 ]
 
