@@ -5,7 +5,7 @@ import logging
 import multiprocessing.context
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from feeder.audit import AuditLog
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
-from feeder.filling import Allocate, Source, Step
+from feeder.layout import Allocate, Source, Step
 from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
@@ -150,6 +150,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         return self._epochs.epoch
 
     @property
+    def as_tensors(self) -> bool:
+        """Whether batches hold torch's tensors."""
+        return self._delivery.as_tensors
+
+    @property
     def order_settings(self) -> Settings:
         """What determines the order, with everything that was left to "auto" filled in."""
         return self._resolved_plan()[0]
@@ -200,6 +205,14 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             self._epochs.set(number)
             self._state = None
 
+    def begin_epoch(self) -> tuple[dict[str, Any], int]:
+        """Count an iteration whose batches are made elsewhere; return the state that it starts from, and its steps."""
+        self._steps_per_epoch(self.global_batch())
+        epoch, position = self._epochs.begin(0, 0)
+        self._state = None
+        settings, plan = self._resolved_plan()
+        return self._state_at(settings, epoch, position).to_json(), plan.steps(self.global_batch(), position)
+
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over an epoch's batches of this rank: in a DataLoader worker, over its share of them."""
         worker, workers = tensors.worker()
@@ -223,7 +236,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         workers: int = 1,
         allocate: Allocate = np.empty,
         pixels_on_device: bool = False,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Return the batches of the rest of an epoch as NumPy arrays: every ``workers``-th from the ``worker``-th on.
 
         Entries that begin with an underscore are for `handed_over`.
@@ -232,7 +245,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             epoch, position: where to start.
             worker, workers: which share of the steps.
             allocate: gives the memory of images, of a shape and type.
-            pixels_on_device: leave operations on pixels to the caller, see `feeder.filling.Filler`.
+            pixels_on_device: leave operations on pixels to the caller, see `feeder.layout.Layout`.
         """
         placement = self._placement()
         global_batch = self.global_batch(placement.world_size)

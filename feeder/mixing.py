@@ -16,12 +16,14 @@ from feeder.arguments import checked_integer, one_of
 from feeder.batches import Batch, BatchDataset, Delivery
 from feeder.dataset import DEFAULT_SEED, ImageDataset, checked_seed
 from feeder.errors import ConfigError
-from feeder.filling import Source
+from feeder.layout import Source
 from feeder.mixture import Mixture, MixtureSettings, SourceSettings, integer_weights
 from feeder.samples import Samples
 from feeder.state import State
 
 Labels = Literal["same", "own", "union"]
+
+_REMEDY = "give all datasets the same"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,10 +254,10 @@ def _output(source: Source) -> str:
     """Return in words what a dataset puts into batches."""
     parts = ["encoded images"] if source.program is None else []
     for view in () if source.program is None else source.program.views:
-        height, width = view.geometry.size
+        size = "" if view.geometry is None else f" of {view.geometry.size[0]} x {view.geometry.size[1]}"
         kind = np.dtype(view.dtype).name if view.function is None else "put through a function"
-        views = "" if view.geometry.views == 1 else f" in {view.geometry.views} views"
-        parts.append(f"{view.name} of {height} x {width} {kind}{views}")
+        views = "" if view.count == 1 else f" in {view.count} views"
+        parts.append(f"{view.name}{size} {kind}{views}")
     fields = source.fields
     parts += [f"{name} ({kind})" for name, kind in sorted(fields.types.items()) if name not in fields.functions]
     parts += [f"{name} (a mask)" for name in sorted(fields.masks)]
@@ -296,7 +298,7 @@ def _checked_names(datasets: Sequence[ImageDataset], names: Sequence[str] | None
     return given
 
 
-def _agreed(what: str, values: Sequence[Any], names: Sequence[str], remedy: str = "give all datasets the same") -> Any:
+def _agreed(what: str, values: Sequence[Any], names: Sequence[str], remedy: str = _REMEDY) -> Any:
     """Return a value that all datasets have in common."""
     for name, value in zip(names, values, strict=True):
         if value != values[0]:
@@ -316,7 +318,7 @@ def _common_delivery(
             values[field.name] = chosen[field.name]
             continue
         own = [getattr(dataset._delivery, field.name) for dataset in datasets]
-        remedy = f"give mix({field.name}=), or all datasets the same" if field.name in chosen else "give all the same"
+        remedy = f"give mix({field.name}=), or all datasets the same" if field.name in chosen else _REMEDY
         values[field.name] = _agreed(field.name, own, names, remedy)
     return Delivery(**values)
 
