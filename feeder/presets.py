@@ -4,8 +4,12 @@ from feeder.errors import ConfigError
 from feeder.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize, Transform
 from feeder.windows import Interpolation
 
+RGB = tuple[float, float, float]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B in ImageNet's training set, where 1.0 is white
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that OpenAI trained CLIP on
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _RESIZE_PER_CROP = 256 / 224  # the evaluation of AlexNet and ResNet: shorter side 256, centre 224
 
 
@@ -37,11 +41,38 @@ def imagenet_eval(
     return Resize(shorter, interpolation=interpolation), CenterCrop(size), *_normalize(normalize)
 
 
-def _normalize(wanted: bool) -> tuple[Transform, ...]:
-    return (Normalize(IMAGENET_MEAN, IMAGENET_STD),) if wanted else ()
+def clip(
+    size: int = 224, *, interpolation: Interpolation = "bicubic", normalize: bool = False
+) -> tuple[Transform, ...]:
+    """Return the transforms that CLIP models are trained with: a random crop of nearly the whole image, and no flip.
+
+    Source: mlfoundations/open_clip, ``image_transform(is_train=True)``, with the defaults of its ``AugmentationCfg``.
+
+    Args:
+        size: side of the output in pixels.
+        interpolation: the filter.
+        normalize: whether to end with OpenAI's mean and standard deviation; batches are uint8 without it.
+    """
+    crop = RandomResizedCrop(size, scale=(0.9, 1.0), interpolation=interpolation)
+    return crop, *_normalize(normalize, CLIP_MEAN, CLIP_STD)
 
 
-_PRESETS = {"imagenet-train": imagenet_train, "imagenet-eval": imagenet_eval}
+def clip_eval(
+    size: int = 224, *, interpolation: Interpolation = "bicubic", normalize: bool = False
+) -> tuple[Transform, ...]:
+    """Return the transforms that CLIP models are evaluated with: the shorter side to ``size``, then the centre.
+
+    Source: mlfoundations/open_clip, ``image_transform(is_train=False)``; arguments as for `clip`.
+    """
+    steps = Resize(size, interpolation=interpolation), CenterCrop(size)
+    return *steps, *_normalize(normalize, CLIP_MEAN, CLIP_STD)
+
+
+def _normalize(wanted: bool, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD) -> tuple[Transform, ...]:
+    return (Normalize(mean, std),) if wanted else ()
+
+
+_PRESETS = {"imagenet-train": imagenet_train, "imagenet-eval": imagenet_eval, "clip": clip, "clip-eval": clip_eval}
 
 
 def parse(text: str) -> tuple[Transform, ...]:
@@ -52,8 +83,10 @@ def parse(text: str) -> tuple[Transform, ...]:
     """
     name, *options = text.split(":")
     if name not in _PRESETS or len(options) > 2:
-        known = " or ".join(_PRESETS)
-        raise ConfigError(f"transform {text!r} is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is {known}")
+        known = ", ".join(_PRESETS)
+        raise ConfigError(
+            f"transform {text!r} is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is one of {known}"
+        )
     preset = _PRESETS[name]
     if not options:
         return preset()
