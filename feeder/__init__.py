@@ -13,7 +13,25 @@ if TYPE_CHECKING:
     from feeder import presets as presets
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
+    from feeder.mixing import mix as mix
     from feeder.order import Shuffle as Shuffle
+    from feeder.pixels import AutoAugment as AutoAugment
+    from feeder.pixels import ColorJitter as ColorJitter
+    from feeder.pixels import CutMix as CutMix
+    from feeder.pixels import GaussianBlur as GaussianBlur
+    from feeder.pixels import MixUp as MixUp
+    from feeder.pixels import RandAugment as RandAugment
+    from feeder.pixels import RandomAdjustSharpness as RandomAdjustSharpness
+    from feeder.pixels import RandomApply as RandomApply
+    from feeder.pixels import RandomAutocontrast as RandomAutocontrast
+    from feeder.pixels import RandomChoice as RandomChoice
+    from feeder.pixels import RandomEqualize as RandomEqualize
+    from feeder.pixels import RandomErasing as RandomErasing
+    from feeder.pixels import RandomGrayscale as RandomGrayscale
+    from feeder.pixels import RandomInvert as RandomInvert
+    from feeder.pixels import RandomPosterize as RandomPosterize
+    from feeder.pixels import RandomSolarize as RandomSolarize
+    from feeder.pixels import TrivialAugmentWide as TrivialAugmentWide
     from feeder.program import Views as Views
     from feeder.transforms import CenterCrop as CenterCrop
     from feeder.transforms import Normalize as Normalize
@@ -22,29 +40,65 @@ if TYPE_CHECKING:
     from feeder.transforms import Resize as Resize
 
 _HOMES = {
+    "AutoAugment": "feeder.pixels",
     "CenterCrop": "feeder.transforms",
+    "ColorJitter": "feeder.pixels",
+    "CutMix": "feeder.pixels",
     "FeederError": "feeder.errors",
+    "GaussianBlur": "feeder.pixels",
     "ImageDataset": "feeder.dataset",
+    "MixUp": "feeder.pixels",
     "Normalize": "feeder.transforms",
+    "RandAugment": "feeder.pixels",
+    "RandomAdjustSharpness": "feeder.pixels",
+    "RandomApply": "feeder.pixels",
+    "RandomAutocontrast": "feeder.pixels",
+    "RandomChoice": "feeder.pixels",
+    "RandomEqualize": "feeder.pixels",
+    "RandomErasing": "feeder.pixels",
+    "RandomGrayscale": "feeder.pixels",
     "RandomHorizontalFlip": "feeder.transforms",
+    "RandomInvert": "feeder.pixels",
+    "RandomPosterize": "feeder.pixels",
     "RandomResizedCrop": "feeder.transforms",
+    "RandomSolarize": "feeder.pixels",
     "Resize": "feeder.transforms",
     "Shuffle": "feeder.order",
+    "TrivialAugmentWide": "feeder.pixels",
     "Views": "feeder.program",
+    "mix": "feeder.mixing",
 }
 _MODULES = ("presets",)
 
 __all__ = [
+    "AutoAugment",
     "CenterCrop",
+    "ColorJitter",
+    "CutMix",
     "FeederError",
+    "GaussianBlur",
     "ImageDataset",
+    "MixUp",
     "Normalize",
+    "RandAugment",
+    "RandomAdjustSharpness",
+    "RandomApply",
+    "RandomAutocontrast",
+    "RandomChoice",
+    "RandomEqualize",
+    "RandomErasing",
+    "RandomGrayscale",
     "RandomHorizontalFlip",
+    "RandomInvert",
+    "RandomPosterize",
     "RandomResizedCrop",
+    "RandomSolarize",
     "Resize",
     "Shuffle",
+    "TrivialAugmentWide",
     "Views",
     "__version__",
+    "mix",
     "presets",
 ]
 

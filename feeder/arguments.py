@@ -1,5 +1,6 @@
-"""Arguments that must be integers, of whatever library, or one of a few words."""
+"""Arguments that must be integers, of whatever library, numbers, or one of a few words."""
 
+import math
 import operator
 from typing import Any
 
@@ -31,3 +32,22 @@ def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
     return value
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a finite number, of whatever library."""
+    try:
+        return not isinstance(value, str | bytes) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def length(value: Any) -> int | None:
+    """Return the length of a sequence of values, None for anything else."""
+    return len(value) if hasattr(value, "__len__") and not isinstance(value, str | bytes) else None
+
+
+def store(item: object, **values: Any) -> None:
+    """Store checked values in a frozen description, while it is being made."""
+    for name, value in values.items():
+        object.__setattr__(item, name, value)

@@ -7,7 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
 from feeder.filling import Allocate, Source, Step
+from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
 from feeder.placement import Placement, Replicate, data_placement, local_world_size, resolve_placement
@@ -27,6 +28,7 @@ from feeder.state import State
 
 Arrays = Literal["auto", "torch", "numpy"]
 Batch = dict[str, Any]
+Settings = TypeVar("Settings", OrderSettings, MixtureSettings)
 
 _MAX_BATCH = 1 << 20  # samples of a rank's batch: more is a slip, and its padding alone would fill the memory
 
@@ -81,7 +83,7 @@ class Delivery:
         return self.arrays != "numpy" and tensors.AVAILABLE
 
 
-class BatchDataset(tensors.IterableDataset[Batch]):
+class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
     """Whole batches in an order that is a pure function; `feeder.ImageDataset` and `feeder.mix` make such datasets.
 
     A subclass says which plan its settings give, and which sources it streams. Iterating yields the next epoch each
@@ -98,8 +100,8 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         self._engine: Engine = open_engine(engine)
         self._epochs = EpochCounter()
         self._counters = Counters()
-        self._loaded_settings: OrderSettings | None = None  # of a state; without one, arguments and global batch decide
-        self._plan: tuple[OrderSettings, Plan] | None = None
+        self._loaded_settings: Settings | None = None  # of a state; without one, arguments and global batch decide
+        self._plan: tuple[Settings, Plan] | None = None
         self._pipelines: dict[tuple[Allocate, bool], Pipeline] = {}
         self._state: dict[str, Any] | None = None
 
@@ -122,19 +124,19 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         """What the dataset is called in messages."""
 
     @abstractmethod
-    def _requested_settings(self, loaded: OrderSettings | None, global_batch: int) -> OrderSettings:
-        """Return what the arguments ask for; what they leave open may come from loaded settings."""
+    def _requested_settings(self, global_batch: int) -> Settings:
+        """Return what the arguments ask for."""
 
     @abstractmethod
-    def _unset_settings(self) -> set[str]:
-        """Return the names of settings that the arguments leave open, so that a state may settle them."""
+    def _loaded(self, state: State, global_batch: int) -> Settings:
+        """Return the settings of a state; StateError says why it does not belong to what the arguments ask for."""
 
     @abstractmethod
-    def _make_plan(self, settings: OrderSettings) -> Plan:
+    def _make_plan(self, settings: Settings) -> Plan:
         """Return which samples stand where."""
 
     @abstractmethod
-    def _sources(self, settings: OrderSettings) -> tuple[Source, ...]:
+    def _sources(self, settings: Settings) -> tuple[Source, ...]:
         """Return the datasets that are streamed."""
 
     @property
@@ -148,7 +150,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         return self._epochs.epoch
 
     @property
-    def order_settings(self) -> OrderSettings:
+    def order_settings(self) -> Settings:
         """What determines the order, with everything that was left to "auto" filled in."""
         return self._resolved_plan()[0]
 
@@ -241,7 +243,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         pipeline = self._resolved_pipeline(settings, plan, workers, allocate, pixels_on_device)
         return (self._with_state(batch, settings, global_batch) for batch in pipeline.batches(steps))
 
-    def _with_state(self, batch: Batch, settings: OrderSettings, global_batch: int) -> Batch:
+    def _with_state(self, batch: Batch, settings: Settings, global_batch: int) -> Batch:
         """Return the batch with the state behind it."""
         batch["state"] = self._state_at(settings, batch["epoch"], batch["position"] + global_batch).to_json()
         return batch
@@ -306,13 +308,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
             StateError: the state belongs to another dataset or another order, or is damaged; the message names both.
         """
         loaded = State.from_json(state)
-        if loaded.dataset != self.digest:
-            raise StateError(
-                f"the state belongs to the dataset with digest {loaded.dataset}, but {self.name} has digest"
-                f" {self.digest}; open the dataset that the state was made with"
-            )
-        asked = self._requested_settings(loaded.order, self.global_batch())
-        settings = loaded.order_for(asked, self._unset_settings())
+        settings = self._loaded(loaded, self.global_batch())
         if self._epochs.had_workers and settings != self.order_settings:
             raise StateError(
                 "the state has another order than the one that DataLoader workers were started with; load it before the"
@@ -355,11 +351,11 @@ class BatchDataset(tensors.IterableDataset[Batch]):
         """Return whose part of the data this process gets, among how many."""
         return self._delivery.placement(self._delivery.rank, self._delivery.world_size)
 
-    def _resolved_plan(self, global_batch: int | None = None) -> tuple[OrderSettings, Plan]:
+    def _resolved_plan(self, global_batch: int | None = None) -> tuple[Settings, Plan]:
         """Return the order of a loaded state, else the one that the arguments give at a global batch."""
         settings = self._loaded_settings
         if settings is None:
-            settings = self._requested_settings(None, global_batch or self.global_batch())
+            settings = self._requested_settings(global_batch or self.global_batch())
         if self._plan is None or self._plan[0] != settings:
             self._plan = settings, self._make_plan(settings)
         return self._plan
@@ -370,7 +366,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
 
     def _resolved_pipeline(
         self,
-        settings: OrderSettings,
+        settings: Settings,
         plan: Plan,
         workers: int,
         allocate: Allocate = np.empty,
@@ -398,7 +394,7 @@ class BatchDataset(tensors.IterableDataset[Batch]):
             )
         return pipeline
 
-    def _state_at(self, settings: OrderSettings, epoch: int, position: int) -> State:
+    def _state_at(self, settings: Settings, epoch: int, position: int) -> State:
         """Return the state from which the given position is the next."""
         return State(
             dataset=self.digest,

@@ -8,7 +8,7 @@ import numpy as np
 
 from feeder.arguments import as_integer
 from feeder.batches import Arrays, BatchDataset, Delivery
-from feeder.errors import ConfigError
+from feeder.errors import ConfigError, StateError
 from feeder.fields import Fields, choose_fields
 from feeder.filling import Source, Step
 from feeder.order import Order, OrderSettings, RankBatch, Shuffle, resolve_settings, unset_settings
@@ -18,12 +18,13 @@ from feeder.program import Program, compile_program
 from feeder.samples import Samples, row
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.reading.opening import open_dataset
+from feeder.state import State
 
 DEFAULT_SEED = 0
 SEED_LIMIT = 1 << 127  # what `feeder.keyed.derive_key` takes
 
 
-class ImageDataset(BatchDataset):
+class ImageDataset(BatchDataset[OrderSettings]):
     """Whole batches of decoded, augmented images, in an order that is a pure function of seed, epoch and position.
 
     Works in ``DataLoader(dataset, batch_size=None, num_workers=…)`` under fork, spawn and forkserver, and on its own. A
@@ -105,7 +106,7 @@ class ImageDataset(BatchDataset):
             audit_log=None if audit_log is None else os.fspath(audit_log),
             arrays=arrays,
         )
-        self._seed = _checked_seed(seed)
+        self._seed = checked_seed(seed)
         self._shuffle = shuffle
         if not isinstance(shuffle, bool | Shuffle):
             raise ConfigError(f"shuffle is {shuffle!r}; it must be True, False or a feeder.Shuffle")
@@ -173,20 +174,30 @@ class ImageDataset(BatchDataset):
         super().close()
         self._reader.close()
 
-    def _requested_settings(self, loaded: OrderSettings | None, global_batch: int) -> OrderSettings:
-        seed = self._seed
-        if seed is None:
-            seed = DEFAULT_SEED if loaded is None else loaded.seed
+    def _requested_settings(self, global_batch: int) -> OrderSettings:
+        return self._settings_with(DEFAULT_SEED, global_batch)
+
+    def _settings_with(self, seed: int, global_batch: int) -> OrderSettings:
+        """Return what the arguments ask for, with this seed if they leave it open."""
         manifest = self.manifest
         return resolve_settings(
             self._shuffle,
-            seed=seed,
+            seed=seed if self._seed is None else self._seed,
             segment_samples=manifest.segments.samples,
             shuffled_when_written=manifest.shuffled,
             global_batch=global_batch,
         )
 
+    def _loaded(self, state: State, global_batch: int) -> OrderSettings:
+        if isinstance(state.order, OrderSettings) and state.dataset != self.digest:
+            raise StateError(
+                f"the state belongs to the dataset with digest {state.dataset}, but {self.name} has digest"
+                f" {self.digest}; open the dataset that the state was made with"
+            )
+        return state.order_for(self._settings_with(state.order.seed, global_batch), self._unset_settings())
+
     def _unset_settings(self) -> set[str]:
+        """Return the names of settings that the arguments leave open, so that a state may settle them."""
         return unset_settings(self._shuffle) | ({"seed"} if self._seed is None else set())
 
     def _make_plan(self, settings: OrderSettings) -> Order:
@@ -205,7 +216,7 @@ def _compile(transform: Any, views: int, decode: bool) -> Program | None:
     return None
 
 
-def _checked_seed(seed: Any) -> int | None:
+def checked_seed(seed: Any) -> int | None:
     """Return a seed that keys of random numbers can hold."""
     number = as_integer(seed)
     if seed is not None and (number is None or not -SEED_LIMIT <= number < SEED_LIMIT):

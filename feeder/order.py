@@ -244,13 +244,25 @@ class Order:
         taken = max(0, min(global_batch, self.num_positions - position))
         share, longer = divmod(taken, world_size)
         first, count = rank * share + min(rank, longer), share + (rank < longer)
-        found = [self._lane_range(epoch, *part) for part in self._lane_parts(position, taken, first, count)]
         ids = np.full(length, -1, dtype=np.int64)
         copies = np.zeros(length, dtype=np.int64)
-        if found:
-            ids[:count] = np.concatenate([lane_ids for lane_ids, _ in found])
-            copies[:count] = np.concatenate([lane_copies for _, lane_copies in found])
+        ids[:count], copies[:count] = self.part(epoch, position, taken, first, count)
         return RankBatch.of_one(ids, copies, np.arange(length) < count, epoch)
+
+    def part(self, epoch: int, position: int, taken: int, first: int, count: int) -> tuple[Int64Array, Int64Array]:
+        """Return ids and copies of ``count`` samples from the ``first`` of ``taken`` positions, sorted by lane.
+
+        Args:
+            epoch, position: where the positions start.
+            taken: how many there are; all of them lie in the epoch.
+            first, count: which of them are asked for, once they are sorted by lane.
+        """
+        found = [self._lane_range(epoch, *part) for part in self._lane_parts(position, taken, first, count)]
+        none = np.empty(0, np.int64)
+        return (
+            np.concatenate([none, *(ids for ids, _ in found)]),
+            np.concatenate([none, *(copies for _, copies in found)]),
+        )
 
     def stand_in(self, source: int, sample_id: int, number: int) -> int:
         """Return the id that a 64-bit number picks in a sample's own segment, each as likely as it is frequent."""

@@ -19,7 +19,7 @@ class Samples(tensors.IterableDataset[dict[str, Any]]):
         dataset: whose batches are taken apart.
     """
 
-    def __init__(self, dataset: BatchDataset) -> None:
+    def __init__(self, dataset: BatchDataset[Any]) -> None:
         super().__init__()
         self._dataset = dataset
 

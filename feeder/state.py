@@ -1,25 +1,29 @@
 """What a checkpoint holds: which dataset, which order, and one integer, the position in the epoch.
 
+The state of a mixture is the same, but its order is made of the orders of its datasets.
+
 A state is a dictionary of JSON values, so that it goes into any checkpoint and loads with
 ``torch.load(weights_only=True)``. Global batch and world size are not in it: both may change at a resume.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from feeder import mixture, order
 from feeder.errors import StateError
-from feeder.order import ALGORITHM, COUNT_LIMIT, OrderSettings
+from feeder.mixture import MixtureSettings, SourceSettings
+from feeder.order import COUNT_LIMIT, OrderSettings
 
 STATE_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """A position in the order of a dataset.
+    """A position in the order of a dataset, or of a mixture.
 
     Attributes:
-        dataset: digest of the dataset.
+        dataset: digest of the dataset; of a mixture, `MixtureSettings.digest`.
         order: settings of its order.
         epoch: from 0.
         position: the first position of the epoch that was not yet handed out.
@@ -28,7 +32,7 @@ class State:
     """
 
     dataset: str
-    order: OrderSettings
+    order: OrderSettings | MixtureSettings
     epoch: int
     position: int
     engine: str
@@ -38,18 +42,42 @@ class State:
         """Return the order of the state, for a user who asked for an order and left some of its settings unset.
 
         Raises:
-            StateError: what was set differs from the state.
+            StateError: what was set differs from the state, or the state is that of a mixture.
         """
-        differing = [
-            f"{field.name} {getattr(self.order, field.name)} in the state and {getattr(asked, field.name)} here"
-            for field in dataclasses.fields(asked)
-            if field.name not in unset and getattr(self.order, field.name) != getattr(asked, field.name)
-        ]
-        if differing:
+        if isinstance(self.order, MixtureSettings):
             raise StateError(
-                f"the state belongs to another order than the arguments ask for: {'; '.join(differing)}; leave them"
-                " unset to take them from the state"
+                f"the state belongs to {self.order}, and this is one dataset; load it into a feeder.mix of these"
             )
+        _refuse(_differences(self.order, asked, unset))
+        return self.order
+
+    def mixture_for(
+        self, asked: MixtureSettings, unset: Collection[str], unset_of_sources: Sequence[Collection[str]]
+    ) -> MixtureSettings:
+        """Return the mixture of the state, for a user who asked for one and left some settings unset.
+
+        Args:
+            asked: what the arguments say.
+            unset: which of seed and length they leave open.
+            unset_of_sources: what they leave open of the order of each source.
+
+        Raises:
+            StateError: what was set differs from the state, or the state is that of one dataset.
+        """
+        if isinstance(self.order, OrderSettings):
+            raise StateError(
+                f"the state belongs to one dataset, with digest {self.dataset}, and this is {asked}; load it into that"
+                " dataset alone"
+            )
+        if self.order.mixed != asked.mixed:
+            raise StateError(
+                f"the state belongs to {self.order}, and this is {asked}; mix the same datasets, with the same weights,"
+                " in the same order"
+            )
+        differing = _differences(self.order, asked, {"sources", *unset})
+        for mine, theirs, of_source in zip(self.order.sources, asked.sources, unset_of_sources, strict=True):
+            differing += _differences(mine.order, theirs.order, of_source, f"{mine.name}: ")
+        _refuse(differing)
         return self.order
 
     def to_json(self) -> dict[str, Any]:
@@ -75,27 +103,79 @@ class State:
                 f"the state has version {version}; this release reads version {STATE_VERSION}: use the release that"
                 " wrote it"
             )
-        order = _value(state, "order", Mapping)
-        algorithm = _value(order, "algorithm", int, "order.")
-        if algorithm != ALGORITHM:
-            raise StateError(
-                f"the state was made with version {algorithm} of the order; this release has version {ALGORITHM},"
-                " which orders samples otherwise: finish the epoch with the release that wrote it"
-            )
+        settings = _value(state, "order", Mapping)
         return cls(
             dataset=_value(state, "dataset", str),
-            order=OrderSettings(
-                seed=_value(order, "seed", int, "order."),
-                shuffle=_value(order, "shuffle", bool, "order."),
-                lanes=_value(order, "lanes", int, "order."),
-                window=_value(order, "window", (int, type(None)), "order."),
-                sticky=_value(order, "sticky", bool, "order."),
-                copies_digest=_value(order, "copies", (str, type(None)), "order."),
-            ),
+            order=_mixture_settings(settings) if "sources" in settings else _order_settings(settings, "order."),
             epoch=_count(state, "epoch"),
             position=_count(state, "position"),
             engine=_value(state, "engine", str),
             pixels=_value(state, "pixels", int),
+        )
+
+
+def _order_settings(settings: Mapping[str, Any], where: str) -> OrderSettings:
+    """Read the settings of an order."""
+    _check_algorithm(settings, where, order.ALGORITHM, "the order")
+    return OrderSettings(
+        seed=_value(settings, "seed", int, where),
+        shuffle=_value(settings, "shuffle", bool, where),
+        lanes=_value(settings, "lanes", int, where),
+        window=_value(settings, "window", (int, type(None)), where),
+        sticky=_value(settings, "sticky", bool, where),
+        copies_digest=_value(settings, "copies", (str, type(None)), where),
+    )
+
+
+def _mixture_settings(settings: Mapping[str, Any]) -> MixtureSettings:
+    """Read the settings of a mixture."""
+    _check_algorithm(settings, "order.", mixture.ALGORITHM, "mixtures")
+    sources = []
+    for number, source in enumerate(_value(settings, "sources", list, "order.")):
+        where = f"order.sources[{number}]"
+        if not isinstance(source, Mapping):
+            raise StateError(f"the state has {source!r} at {where}: pass what state_dict() returned, unchanged")
+        where += "."
+        sources.append(
+            SourceSettings(
+                name=_value(source, "name", str, where),
+                dataset=_value(source, "dataset", str, where),
+                weight=_value(source, "weight", int, where),
+                order=_order_settings(_value(source, "order", Mapping, where), f"{where}order."),
+            )
+        )
+    return MixtureSettings(
+        seed=_value(settings, "seed", int, "order."),
+        length=_value(settings, "length", int, "order."),
+        sources=tuple(sources),
+    )
+
+
+def _check_algorithm(settings: Mapping[str, Any], where: str, known: int, what: str) -> None:
+    """Refuse settings whose order this release would compute otherwise."""
+    algorithm = _value(settings, "algorithm", int, where)
+    if algorithm != known:
+        raise StateError(
+            f"the state was made with version {algorithm} of {what}; this release has version {known},"
+            " which orders samples otherwise: finish the epoch with the release that wrote it"
+        )
+
+
+def _differences(mine: Any, asked: Any, unset: Collection[str], of: str = "") -> list[str]:
+    """Return in words which settings, of those that were asked for, differ from those in the state."""
+    return [
+        f"{of}{field.name} {getattr(mine, field.name)} in the state and {getattr(asked, field.name)} here"
+        for field in dataclasses.fields(asked)
+        if field.name not in unset and getattr(mine, field.name) != getattr(asked, field.name)
+    ]
+
+
+def _refuse(differing: list[str]) -> None:
+    """Raise StateError if there are differences."""
+    if differing:
+        raise StateError(
+            f"the state belongs to another order than the arguments ask for: {'; '.join(differing)}; leave them"
+            " unset to take them from the state"
         )
 
 

@@ -3,7 +3,6 @@
 Each is a frozen record, checked when it is made; what they do together is worked out by `feeder.augment`.
 """
 
-import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder.arguments import is_real, length, store
 from feeder.errors import ConfigError
 from feeder.windows import Interpolation
 
@@ -38,8 +38,8 @@ class RandomResizedCrop:
 
     def __post_init__(self) -> None:
         size = _sides(self, self.size)
-        _set(self, size=size[0] if size[0] == size[1] else size)
-        _set(self, scale=_range(self, "scale"), ratio=_range(self, "ratio"))
+        store(self, size=size[0] if size[0] == size[1] else size)
+        store(self, scale=_range(self, "scale"), ratio=_range(self, "ratio"))
         if self.scale[1] > 1:
             raise ConfigError(
                 f"RandomResizedCrop got scale={self.scale}; a box is at most the whole image: end it at 1.0"
@@ -71,7 +71,7 @@ class Resize:
 
     def __post_init__(self) -> None:
         size = _sides(self, self.size)
-        _set(self, size=size if _length(self.size) == 2 else size[0])
+        store(self, size=size if length(self.size) == 2 else size[0])
         _check_filter(self)
 
 
@@ -87,7 +87,7 @@ class CenterCrop:
 
     def __post_init__(self) -> None:
         size = _sides(self, self.size)
-        _set(self, size=size[0] if size[0] == size[1] else size)
+        store(self, size=size[0] if size[0] == size[1] else size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,9 @@ class RandomHorizontalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not _is_real(self.p) or not 0 <= self.p <= 1:
+        if not is_real(self.p) or not 0 <= self.p <= 1:
             raise ConfigError(f"RandomHorizontalFlip got p={self.p!r}; give a probability from 0 to 1")
-        _set(self, p=float(self.p))
+        store(self, p=float(self.p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,9 @@ class Normalize:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if _length(values) != 3 or not all(_is_real(value) for value in values):
+            if length(values) != 3 or not all(is_real(value) for value in values):
                 raise ConfigError(f"Normalize got {name}={values!r}; give three numbers, for R, G and B")
-            _set(self, **{name: tuple(float(value) for value in values)})
+            store(self, **{name: tuple(float(value) for value in values)})
         if min(self.std) <= 0:
             raise ConfigError(f"Normalize got std={self.std}; pixels are divided by it, so give numbers above 0")
 
@@ -137,28 +137,10 @@ GEOMETRIC: tuple[type[Geometric], ...] = (RandomResizedCrop, Resize, CenterCrop,
 Transform = Geometric | Normalize
 
 
-def _set(item: Transform, **values: Any) -> None:
-    """Store checked values in a frozen description, while it is being made."""
-    for name, value in values.items():
-        object.__setattr__(item, name, value)
-
-
-def _length(value: Any) -> int | None:
-    """Return the length of a sequence of values, None for anything else."""
-    return len(value) if hasattr(value, "__len__") and not isinstance(value, str | bytes) else None
-
-
-def _is_real(value: Any) -> bool:
-    try:
-        return not isinstance(value, str | bytes) and math.isfinite(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
 def _sides(item: Transform, size: Any) -> tuple[int, int]:
     """Return (height, width) from an integer, a sequence of one or of two, as torchvision reads them."""
     try:
-        sides = [operator.index(side) for side in size] if _length(size) else [operator.index(size)]
+        sides = [operator.index(side) for side in size] if length(size) else [operator.index(size)]
     except TypeError:
         sides = []
     if len(sides) not in (1, 2) or any(isinstance(side, bool) for side in (size, *sides)) or min(sides) < 1:
@@ -171,7 +153,7 @@ def _sides(item: Transform, size: Any) -> tuple[int, int]:
 def _range(item: RandomResizedCrop, name: str) -> tuple[float, float]:
     """Return the checked (least, greatest) of an argument."""
     values = getattr(item, name)
-    if _length(values) != 2 or not all(_is_real(value) for value in values) or not 0 < values[0] <= values[1]:
+    if length(values) != 2 or not all(is_real(value) for value in values) or not 0 < values[0] <= values[1]:
         raise ConfigError(f"RandomResizedCrop got {name}={values!r}; give (least, greatest), both above 0")
     return float(values[0]), float(values[1])
 
@@ -187,4 +169,4 @@ def _check_filter(item: RandomResizedCrop | Resize) -> None:
             f"{type(item).__name__} got antialias={item.antialias!r}; filters are always antialiased, as on PIL "
             "images: leave it out"
         )
-    _set(item, interpolation=interpolation)
+    store(item, interpolation=interpolation)
