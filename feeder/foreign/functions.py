@@ -150,7 +150,8 @@ def one_at_a_time(generators: Generators) -> str:
     """Return how operations run that draw from generators of the process."""
     known = {"random": "random", "numpy": "numpy.random", "torch": "torch"}
     names = [known[name] for name in known if name in generators]
-    return f"one at a time: {', '.join(names[:-1])} and {names[-1]} are seeded for each sample"
+    listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"one at a time: {listed} {'is' if len(names) == 1 else 'are'} seeded for each sample"
 
 
 def name_of(function: Any) -> str:
