@@ -23,7 +23,7 @@ from feeder.shards.fields import Field
 
 TITLE = "45.5 M samples in 80,000 shards; a fresh process each; files on disk (cold) or in the page cache (warm)"
 
-_SHARDS, _SAMPLES = 80_000, 45_500_000
+SHARDS, SAMPLES = 80_000, 45_500_000
 _FIELDS = {"image": Field(type="image"), "label": Field(type="int64"), "score": Field(type="float64")}
 _EXPRESSIONS = (
     "label in [3, 7] and width >= 256",
@@ -40,12 +40,12 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         dataset, cache = Path(folder, "dataset"), Path(folder, "cache")
-        _write_dataset(dataset, _SHARDS // scale, _SAMPLES // scale)
+        write_dataset(dataset, SHARDS // scale, SAMPLES // scale)
         for expression in _EXPRESSIONS:
             found = {}
             for state in ("cold", "warm", "cached"):
                 if state == "cold":
-                    _leave_page_cache(dataset)
+                    leave_page_cache(dataset)
                 if state == "warm":
                     for path in cache.rglob("*.bits"):
                         path.unlink()
@@ -65,7 +65,7 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_dataset(folder: Path, shards: int, samples: int) -> None:
+def write_dataset(folder: Path, shards: int, samples: int) -> None:
     """Write the manifest and the columns of a dataset of that size, without any shard."""
     place = folder / COLUMNS_FOLDER
     place.mkdir(parents=True)
@@ -107,7 +107,7 @@ def _batches(samples: int) -> Iterator[dict[str, pa.Array]]:
         }
 
 
-def _leave_page_cache(folder: Path) -> None:
+def leave_page_cache(folder: Path) -> None:
     """Ask the kernel to forget the pages of files, which were flushed when they were written."""
     for path in folder.rglob("*.arrow"):
         with open(path, "rb") as file:
@@ -116,14 +116,14 @@ def _leave_page_cache(folder: Path) -> None:
 
 def _measure(folder: str, cache: str, expression: str) -> dict[str, float]:
     """Measure in this process, which has done nothing yet but import."""
-    idle_kib = _status_kib("RssAnon")
+    idle_kib = status_kib("RssAnon")
     peak_kib = idle_kib
     done = threading.Event()
 
     def watch() -> None:
         nonlocal peak_kib
         while not done.wait(0.01):
-            peak_kib = max(peak_kib, _status_kib("RssAnon"))
+            peak_kib = max(peak_kib, status_kib("RssAnon"))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -144,7 +144,7 @@ def _measure(folder: str, cache: str, expression: str) -> dict[str, float]:
     }
 
 
-def _status_kib(name: str) -> float:
+def status_kib(name: str) -> float:
     with open("/proc/self/status") as file:
         return float(next(line.split()[1] for line in file if line.startswith(name)))
 

@@ -9,7 +9,7 @@ import logging
 import os
 from pathlib import Path
 
-from feeder.filling import BadSample
+from feeder.layout import BadSample
 
 _log = logging.getLogger("feeder")
 

@@ -17,7 +17,7 @@ from feeder.audit import AuditLog
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
-from feeder.filling import Allocate, Source, Step
+from feeder.layout import Allocate, Source, Step
 from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
@@ -232,7 +232,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             epoch, position: where to start.
             worker, workers: which share of the steps.
             allocate: gives the memory of images, of a shape and type.
-            pixels_on_device: leave operations on pixels to the caller, see `feeder.filling.Filler`.
+            pixels_on_device: leave operations on pixels to the caller, see `feeder.layout.Layout`.
         """
         placement = self._placement()
         global_batch = self.global_batch(placement.world_size)

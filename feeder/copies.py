@@ -10,6 +10,7 @@ and without replacement", ibid. 33, 1962). All of it is integer arithmetic, exac
 A table of 45.5 million samples is 46 MB with unit 1. One that lies in a file is mapped, and pickles as the file's path.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ Int64Array = NDArray[np.int64]
 
 _FILE_VERSION = 1
 _HEAD_BYTES = 4096  # of a file, so that the table behind it begins on a page
+_AT_ONCE = 1 << 20  # samples summed at once: their quotas as int64 take 8 MiB
 _MAX_TOTAL = 1 << 62  # units of all samples; with a row's place inside a segment added they stay in 63 bits
 
 
@@ -67,8 +69,13 @@ class Copies:
             )
         quotas = np.zeros(len(first_ids) - 1, np.int64)
         occupied = np.flatnonzero(np.diff(first_ids))  # reduceat gives nonsense for empty segments
-        if occupied.size:
-            quotas[occupied] = np.add.reduceat(self.table, first_ids[occupied], dtype=np.int64)
+        starts = first_ids[occupied]
+        cuts = np.searchsorted(starts, np.arange(0, len(self.table), _AT_ONCE)).tolist()
+        for begin, end in itertools.pairwise([*cuts, len(starts)]):
+            if begin < end:  # a segment may be longer than what is summed at once
+                last = starts[end] if end < len(starts) else len(self.table)
+                part = self.table[starts[begin] : last].astype(np.int64)
+                quotas[occupied[begin:end]] = np.add.reduceat(part, starts[begin:end] - starts[begin])
         return quotas
 
     def resolve(

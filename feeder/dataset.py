@@ -10,7 +10,7 @@ from feeder.arguments import as_integer
 from feeder.batches import Arrays, BatchDataset, Delivery
 from feeder.errors import ConfigError, StateError
 from feeder.fields import Fields, choose_fields
-from feeder.filling import Source, Step
+from feeder.layout import Source, Step
 from feeder.order import Order, OrderSettings, RankBatch, Shuffle, resolve_settings, unset_settings
 from feeder.pipeline import OnError
 from feeder.placement import Replicate

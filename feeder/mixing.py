@@ -16,7 +16,7 @@ from feeder.arguments import checked_integer, one_of
 from feeder.batches import Batch, BatchDataset, Delivery
 from feeder.dataset import DEFAULT_SEED, ImageDataset, checked_seed
 from feeder.errors import ConfigError
-from feeder.filling import Source
+from feeder.layout import Source
 from feeder.mixture import Mixture, MixtureSettings, SourceSettings, integer_weights
 from feeder.samples import Samples
 from feeder.state import State
@@ -252,10 +252,10 @@ def _output(source: Source) -> str:
     """Return in words what a dataset puts into batches."""
     parts = ["encoded images"] if source.program is None else []
     for view in () if source.program is None else source.program.views:
-        height, width = view.geometry.size
+        size = "" if view.geometry is None else f" of {view.geometry.size[0]} x {view.geometry.size[1]}"
         kind = np.dtype(view.dtype).name if view.function is None else "put through a function"
-        views = "" if view.geometry.views == 1 else f" in {view.geometry.views} views"
-        parts.append(f"{view.name} of {height} x {width} {kind}{views}")
+        views = "" if view.count == 1 else f" in {view.count} views"
+        parts.append(f"{view.name}{size} {kind}{views}")
     fields = source.fields
     parts += [f"{name} ({kind})" for name, kind in sorted(fields.types.items()) if name not in fields.functions]
     parts += [f"{name} (a mask)" for name in sorted(fields.masks)]

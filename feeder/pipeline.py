@@ -31,8 +31,9 @@ import numpy as np
 from feeder.audit import AuditLog
 from feeder.engines import Engine
 from feeder.errors import ConfigError, SampleError, StalledError, TooManyBadSamplesError
-from feeder.filling import Allocate, BadSample, Batch, Filler, Source, Step
+from feeder.filling import Filler
 from feeder.keyed import derive_key, draw
+from feeder.layout import Allocate, BadSample, Batch, Layout, Source, Step
 from feeder.order import Plan
 from feeder.stages import Counters
 from feeder.threads import Threads
@@ -62,7 +63,7 @@ class Pipeline:
         audit: a file to which a line is added for each bad sample, or None.
         counters: where stages are counted.
         allocate: gives the memory of images.
-        pixels_on_device: see `feeder.filling.Filler`.
+        pixels_on_device: see `feeder.layout.Layout`.
     """
 
     def __init__(
@@ -83,9 +84,8 @@ class Pipeline:
         self.counters = Counters() if counters is None else counters
         self._sources = sources
         self._plan = plan
-        self._filler = Filler(
-            sources, engine, counters=self.counters, allocate=allocate, pixels_on_device=pixels_on_device
-        )
+        self._layout = Layout(sources, allocate=allocate, pixels_on_device=pixels_on_device)
+        self._filler = Filler(sources, engine, self.counters, self._layout)
         self._on_error = on_error
         self._max_bad = round(max_bad_fraction * BAD_WINDOW)  # int() would make 2 of 0.0003
         self._threads = threads
@@ -126,7 +126,7 @@ class Pipeline:
 
     def _start(self, step: Step) -> "_Pending":
         """Lay out a batch and hand its chunks to the pool."""
-        batch = self._filler.lay_out(step)
+        batch = self._layout.lay_out(step)
         count = int(np.count_nonzero(batch.valid))
         length = max(1, min(_MAX_CHUNK, -(-count // (_CHUNKS_PER_THREAD * self._threads))))
         chunks = [self._submit(batch, slice(start, min(count, start + length))) for start in range(0, count, length)]
@@ -148,7 +148,7 @@ class Pipeline:
             pending.cancel()
             raise
         self._judge(pending.batch)
-        return self._filler.finish(pending.batch)
+        return self._layout.finish(pending.batch)
 
     def _fill(self, batch: Batch, rows: slice) -> None:
         """Read and decode some rows of a batch; runs in a thread."""
@@ -166,7 +166,7 @@ class Pipeline:
             raise SampleError(f"{name} {reason}; on_error='replace' would put another in its place")
         bad = BadSample(row=row, source=source, id=sample, key=key, reason=reason)
         if self._on_error == "mask":
-            self._filler.mask_row(batch, row)
+            self._layout.mask_row(batch, row)
             batch.bad.append(bad)
             return
         one = slice(row, row + 1)

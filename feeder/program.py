@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from feeder.arguments import as_integer
 from feeder.augment import Geometry, compile_transforms, sample_keys
 from feeder.errors import ConfigError
+from feeder.foreign import PerSample, split
 from feeder.keyed import UInt64Array, derive_key, draw
-from feeder.transforms import GEOMETRIC, Geometric, Normalize
+from feeder.transforms import GEOMETRIC, Normalize
 
 IMAGE = "image"  # the name of the views of a program that has one group
 _TAKEN = frozenset({"label", "id", "key", "valid", "crop", "flip", "size", "epoch", "position", "state", "source"})
@@ -36,6 +37,10 @@ class PixelTransform(Protocol):
     Both methods are pure and safe from many threads.
     """
 
+    @property
+    def on_floats(self) -> bool:
+        """Whether it may stand after Normalize, and then gets float32 images."""
+
     def draw(self, keys: UInt64Array, height: int, width: int) -> Params:
         """Return what was drawn for n images, each array with a first axis of n; keys are (n,)."""
 
@@ -49,15 +54,23 @@ class Operation:
 
     Attributes:
         transform: what is done.
-        name: its class, numbered from the second of that name on: the name of its stage.
+        occurrence: how many of its class stand before it.
     """
 
-    transform: Any
-    name: str
+    transform: PixelTransform | Normalize | PerSample
+    occurrence: int
+
+    @property
+    def name(self) -> str:
+        """What it is called: the name of its stage."""
+        if isinstance(self.transform, PerSample):
+            return ", ".join(self.transform.names)
+        name = type(self.transform).__name__
+        return f"{name} {self.occurrence + 1}" if self.occurrence else name
 
     def keys(self, keys: UInt64Array) -> UInt64Array:
         """Return the keys of its own streams, from those of output images."""
-        return draw(keys, derive_key(f"operation.{self.name}"))
+        return draw(keys, derive_key(f"pixels.{type(self.transform).__name__}", self.occurrence))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,32 +79,34 @@ class View:
 
     Attributes:
         name: of the entry in a batch.
-        geometry: what the engine cuts.
+        geometry: what the engine cuts; None for the whole image, of which ``function`` makes something.
+        count: V, how many of each sample.
         first: number of the first of them, counted over all groups.
         operations: what is done to them afterwards, in order.
     """
 
     name: str
-    geometry: Geometry
+    geometry: Geometry | None
+    count: int
     first: int
     operations: tuple[Operation, ...]
 
     @property
-    def function(self) -> Operation | None:
-        """The user's own function, which comes last and may give anything; None without one."""
-        last = self.operations[-1] if self.operations else None
-        return last if last is not None and not isinstance(last.transform, Normalize | PixelTransform) else None
+    def function(self) -> PerSample | None:
+        """What is not ours, which comes last and may give anything; None without it."""
+        last = self.operations[-1].transform if self.operations else None
+        return last if isinstance(last, PerSample) else None
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.float32]:
-        """The type of the output pixels."""
+        """The type of the output pixels, without a function."""
         normalised = any(isinstance(operation.transform, Normalize) for operation in self.operations)
         return np.float32 if normalised else np.uint8
 
     def keys(self, seed: int, epoch: int, ids: NDArray[np.int64], copies: NDArray[np.int64]) -> UInt64Array:
         """Return the (n, V) keys of output images."""
         keys = sample_keys(seed, epoch, ids, copies)
-        return draw(keys[:, None], self.first + np.arange(self.geometry.views))
+        return draw(keys[:, None], self.first + np.arange(self.count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,58 +173,50 @@ def compile_program(transform: Any, *, views: int = 1) -> Program:
         raise ConfigError(f"got views={views!r} and Views, which say how many themselves; give one of the two")
     compiled: list[View] = []
     for name, (transforms, count) in transform.groups.items():
-        compiled.append(_compile_view(name, transforms, count, sum(view.geometry.views for view in compiled)))
+        compiled.append(_compile_view(name, transforms, count, sum(view.count for view in compiled)))
     return Program(views=tuple(compiled))
 
 
-def _compile_view(name: str, transforms: Any, count: int, first: int) -> View:
+def _compile_view(name: str, transforms: Any, count: Any, first: int) -> View:
     """Part transforms into what engines execute and the operations that follow."""
-    geometric: list[Geometric] = []
-    operations: list[Operation] = []
+    views = as_integer(count)
+    if views is None or views < 1:
+        raise ConfigError(f"got views={count!r}; give the number of output images of each sample, at least 1")
+    geometric, following = split(transforms)
     seen: Counter[str] = Counter()
-    for item in _to_list(transforms):
-        if isinstance(item, GEOMETRIC):
-            if operations:
-                raise ConfigError(
-                    f"{type(item).__name__} stands behind {operations[-1].name}; boxes are cut from stored pixels, "
-                    f"and what changes pixels comes afterwards: put {type(item).__name__} before"
-                )
-            geometric.append(item)
-            continue
+    operations: list[Operation] = []
+    for item in following:
         _check_operation(item, operations)
-        kind = type(item).__name__
-        seen[kind] += 1
-        operations.append(Operation(transform=item, name=kind if seen[kind] == 1 else f"{kind} {seen[kind]}"))
-    geometry = compile_transforms(geometric, views=count)
-    return View(name=name, geometry=geometry, first=first, operations=tuple(operations))
+        operations.append(Operation(transform=item, occurrence=seen[type(item).__name__]))
+        seen[type(item).__name__] += 1
+    whole = not geometric and any(isinstance(item, PerSample) for item in following)
+    if whole and len(following) > 1:
+        ours = next(item for item in following if not isinstance(item, PerSample))
+        raise ConfigError(
+            f"{type(ours).__name__} works on images of one size, and nothing before it gives them one: begin with"
+            " RandomResizedCrop(224), or Resize(256) and CenterCrop(224), of feeder"
+        )
+    return View(
+        name=name,
+        geometry=None if whole else compile_transforms(geometric, views=views),
+        count=views,
+        first=first,
+        operations=tuple(operations),
+    )
 
 
 def _check_operation(item: Any, before: Sequence[Operation]) -> None:
     """Raise unless an item is an operation that may stand behind others."""
-    if isinstance(item, type) or not isinstance(item, Normalize | PixelTransform):
-        raise ConfigError(_not_ours(item))
+    name = type(item).__name__
+    if before and isinstance(before[-1].transform, PerSample):
+        raise ConfigError(f"{name} stands behind {before[-1].name}, which may give back anything; put {name} before it")
+    if isinstance(item, GEOMETRIC):
+        raise ConfigError(
+            f"{name} stands behind {before[-1].name if before else 'others'}; boxes are cut from stored pixels, and"
+            f" what changes pixels comes afterwards: put {name} before"
+        )
     normalised = any(isinstance(operation.transform, Normalize) for operation in before)
     if normalised and isinstance(item, Normalize):
         raise ConfigError("Normalize stands twice in the transforms; keep one")
-    if normalised and not getattr(item, "takes_normalized", False):
-        raise ConfigError(f"{type(item).__name__} stands behind Normalize and works on uint8 pixels: put it before")
-
-
-def _to_list(transforms: Any) -> list[Any]:
-    if isinstance(transforms, (*GEOMETRIC, Normalize)):
-        return [transforms]
-    try:
-        return list(transforms)
-    except TypeError:
-        raise ConfigError(
-            f"got {type(transforms).__name__} as transforms; give a list, such as "
-            "[feeder.RandomResizedCrop(224), feeder.RandomHorizontalFlip()]"
-        ) from None
-
-
-def _not_ours(item: object) -> str:
-    """Return the sentence for an item that is not one of our transforms."""
-    name = (item if isinstance(item, type) else type(item)).__name__
-    if isinstance(item, type):
-        return f"{name} was given as a class: write {name}(…) with its arguments"
-    return f"transform {name} is not known; it is neither one of shardfeed's nor a function of pixels"
+    if normalised and not isinstance(item, PerSample) and not getattr(item, "on_floats", False):
+        raise ConfigError(f"{name} stands behind Normalize and works on uint8 pixels: put it before")

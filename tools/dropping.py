@@ -5,11 +5,11 @@ import json
 import shlex
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from feeder.resources import usable_cores
 from feeder.shards.building.packing import Advance
 from feeder.shards.changing.dropping import DropReport, drop
+from feeder.shards.columns.key_lists import listed_keys, read_keys
 from feeder.shards.errors import SourceError
 from feeder.tools import console
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Drop, then say what went."""
     workers = args.workers if args.workers is not None else usable_cores()
-    keys = read_keys(args.keys) if args.keys is not None else []
+    keys = [] if args.keys is None else _given_keys(args.keys)
     with ExitStack() as stack:
 
         def start(total: int) -> Advance:
@@ -53,18 +53,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_keys(path: str) -> list[str]:
-    """Return the keys that a file lists, one a line; empty lines do not count.
-
-    Raises:
-        SourceError: the file cannot be read.
-    """
+def _given_keys(path: str) -> list[str]:
+    if path != "-":
+        return read_keys(path)
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        words = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise SourceError(f"cannot read the keys in {path}: {words}; expected text with one key a line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        return listed_keys(sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise SourceError(f"cannot read the keys in {path}: {error}; expected text with one key a line") from error
 
 
 def _document(report: DropReport) -> dict[str, object]:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
@@ -29,6 +28,7 @@ from feeder.shards.building.writing import SHARDS_PER_WORKER
 from feeder.shards.changing.forgetting import forget_purged
 from feeder.shards.changing.generations import Change, change_dataset
 from feeder.shards.columns.consolidated import column_runs, rewrite_columns
+from feeder.shards.columns.key_lists import find_keys
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.dataset.shard_table import ShardRecord, segment_starts, shard_table
 from feeder.shards.errors import ShardError, SourceError
@@ -142,15 +142,9 @@ def _refuse_purge_of_others(change: Change, *, purge: bool) -> None:
 
 def _kept(change: Change, keys: list[str]) -> tuple[NDArray[np.bool_], list[str]]:
     """Return bool[n], which samples stay, and the keys that none has."""
-    wanted = pa.array(keys, pa.string())
-    there = np.zeros(len(keys), np.bool_)
-    kept = []
-    for run in column_runs(change.parent, change.folder, "key", len(keys)):
-        places = pc.index_in(run, value_set=wanted)
-        kept.append(np.asarray(pc.is_null(places).to_numpy(zero_copy_only=False), np.bool_))
-        there[places.drop_null().to_numpy(zero_copy_only=False)] = True
-    missing = [keys[number] for number in np.flatnonzero(~there).tolist()]
-    return np.concatenate(kept), missing
+    runs = column_runs(change.parent, change.folder, "key", len(keys))
+    dropped, missing = find_keys(runs, keys)
+    return ~dropped, missing
 
 
 def _unknown(change: Change, missing: list[str], count: int) -> SourceError:

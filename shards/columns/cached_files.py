@@ -1,5 +1,6 @@
 """Files of the user's cache folder: what can be made again, and is kept because that takes long."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterable
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from feeder.shards.formats.samples import DigestedFile
 from feeder.shards.storage import STAGED
+
+_LOG = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -33,3 +36,25 @@ def write_cached(path: Path, pieces: Iterable[bytes], expected: str | None = Non
         return digest
     finally:
         Path(staged).unlink(missing_ok=True)
+
+
+def keep_cached(path: Path, pieces: Iterable[bytes], what: str) -> bool:
+    """Write a file of the cache and say whether it is there; if not, a warning says so.
+
+    A cache that cannot be written is no reason to fail, since it only saves time.
+
+    Args:
+        path, pieces: as in `write_cached`.
+        what: the file is, such as "a selection".
+    """
+    try:
+        write_cached(path, pieces)
+    except OSError as error:
+        _LOG.warning(
+            "cannot keep %s in %s (%s): it is computed each time; set XDG_CACHE_HOME to a folder that can be written",
+            what,
+            path.parent,
+            error.strerror or error,
+        )
+        return False
+    return True

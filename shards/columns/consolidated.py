@@ -230,6 +230,11 @@ def column_runs(manifest: Manifest, folder: Folder, name: str, rows: int = 1) ->
         chunks: Iterable[pa.Array] = load_column(folder, manifest, name).chunks
     else:
         chunks = (_alone(index.column(name)) for index in all_indexes(manifest, folder))
+    yield from joined_runs(chunks, rows)
+
+
+def joined_runs(chunks: Iterable[pa.Array], rows: int) -> Iterator[pa.Array]:
+    """Yield the values of arrays in order, joined into runs as `column_runs` has them."""
     waiting: list[pa.Array] = []
     count = size = 0
     for chunk in chunks:

@@ -57,7 +57,7 @@ Batch = Mapping[str, pa.Array]
 """The values of some rows, by column."""
 
 _MAX_SHOWN = 200  # characters of an expression in a sentence
-_SHORT_NAMES = {name: f"image.{name}" for name in ("width", "height", "format")}
+SHORT_NAMES = {name: f"image.{name}" for name in ("width", "height", "format")}
 _KINDS = {"int": "an integer", "float": "a number", "bool": "a truth value", "text": "a text"}
 _COMPARISONS = {
     ast.Eq: ("==", pc.equal),
@@ -290,7 +290,7 @@ class _Compiler:
 
     def _column(self, node: ast.expr, name: str) -> _Term:
         """Return the values of a column."""
-        if name not in self._types and (full := _SHORT_NAMES.get(name)) in self._types:
+        if name not in self._types and (full := SHORT_NAMES.get(name)) in self._types:
             name = str(full)
         kind = self._types.get(name)
         if kind is None:
@@ -303,7 +303,7 @@ class _Compiler:
         return _Term("bool" if pa.types.is_boolean(kind) else "text", lambda batch: batch[name])
 
     def _suggestion(self, name: str) -> str:
-        known = [*self._types, *(short for short, full in _SHORT_NAMES.items() if full in self._types)]
+        known = [*self._types, *(short for short, full in SHORT_NAMES.items() if full in self._types)]
         if near := difflib.get_close_matches(name, known, 1):
             return f"; did you mean {near[0]!r}?"
         return f"; there are {', '.join(sorted(known))}"

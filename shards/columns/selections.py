@@ -9,11 +9,11 @@ milliseconds the second time, in any process of the machine.
 import dataclasses
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 
 from feeder.errors import ConfigError
 from feeder.resources import usable_cores
-from feeder.shards.columns.cached_files import cache_folder, write_cached
+from feeder.shards.columns.cached_files import cache_folder, keep_cached
 from feeder.shards.columns.consolidated import ROWS_A_BATCH, Column, format_names
 from feeder.shards.columns.dataset_columns import DatasetColumns
 from feeder.shards.columns.expressions import Expression, parse_expression
-from feeder.shards.dataset.manifest import locate_manifest, read_manifest
-
-_LOG = logging.getLogger(__name__)
+from feeder.shards.columns.folder_columns import FolderColumns
+from feeder.shards.dataset.manifest import Manifest, locate_manifest, read_manifest
+from feeder.shards.reading.folder import FolderReader
+from feeder.shards.reading.rows import Reader
+from feeder.shards.storage import open_folder
 
 VERSION = 1  # of what expressions mean and of the file: another one finds none of the older files
 _FOLDER = "selections"
@@ -77,7 +79,37 @@ def dataset_columns(source: str | os.PathLike[str], cache: str | os.PathLike[str
     )
 
 
-def select(columns: DatasetColumns, expression: str, *, threads: int | None = None) -> Selection:
+class Columns(Protocol):
+    """The columns of a dataset, as questions need them; opening is safe from many threads."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the dataset; its digest is a part of the names of what is kept."""
+        ...
+
+    @property
+    def cache(self) -> Path:
+        """The folder of what can be made again."""
+        ...
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """The columns that there are, by name, with their types; ``image.format`` is text here."""
+        ...
+
+    def open(self, names: Iterable[str]) -> dict[str, Column]:
+        """Return open columns by name; those called ``image.format`` hold numbers."""
+        ...
+
+
+def reader_columns(reader: Reader) -> Columns:
+    """Return the columns of an open dataset, a plain folder included, with the user's cache folder."""
+    if isinstance(reader, FolderReader):
+        return FolderColumns(reader=reader, cache=cache_folder())
+    return DatasetColumns(folder=open_folder(reader.url), manifest=reader.manifest, cache=cache_folder())
+
+
+def select(columns: Columns, expression: str, *, threads: int | None = None) -> Selection:
     """Return which samples of a dataset an expression holds for, from the cache if it was asked before.
 
     Args:
@@ -111,7 +143,7 @@ def select(columns: DatasetColumns, expression: str, *, threads: int | None = No
     return selection
 
 
-def _compute(expression: Expression, columns: DatasetColumns, threads: int) -> NDArray[np.uint8]:
+def _compute(expression: Expression, columns: Columns, threads: int) -> NDArray[np.uint8]:
     """Return the bits of a selection: every thread takes runs of rows until none are left."""
     opened = columns.open(expression.columns)
     total = columns.manifest.num_samples
@@ -120,7 +152,7 @@ def _compute(expression: Expression, columns: DatasetColumns, threads: int) -> N
     def run(start: int) -> None:
         for begin in range(start, min(start + _ROWS_AT_ONCE, total), ROWS_A_BATCH):
             end = min(begin + ROWS_A_BATCH, total)
-            batch = {name: _values(column, begin, end) for name, column in opened.items()}
+            batch = {name: column_values(column, begin, end) for name, column in opened.items()}
             packed = np.packbits(expression.mask(batch, end - begin), bitorder="little")
             bits[begin // 8 : begin // 8 + len(packed)] = packed
 
@@ -130,7 +162,8 @@ def _compute(expression: Expression, columns: DatasetColumns, threads: int) -> N
     return bits
 
 
-def _values(column: Column, begin: int, end: int) -> pa.Array:
+def column_values(column: Column, begin: int, end: int) -> pa.Array:
+    """Return the values of rows begin … end − 1; texts may come as a dictionary array."""
     values = column.rows(begin, end)
     return format_names(values) if values.type == pa.uint8() else values
 
@@ -148,7 +181,7 @@ def _key(dataset: str, expression: str) -> str:
 
 
 def _write(path: Path, selection: Selection) -> None:
-    """Keep a selection. A cache that cannot be written is no reason to fail, since it only saves time."""
+    """Keep a selection."""
     head = dataclasses.asdict(dataclasses.replace(selection, bits=np.zeros(0, np.uint8)))
     del head["bits"]
 
@@ -156,15 +189,7 @@ def _write(path: Path, selection: Selection) -> None:
         yield json.dumps({"version": VERSION, **head}).encode("ascii") + b"\n"
         yield selection.bits.tobytes()
 
-    try:
-        write_cached(path, pieces())
-    except OSError as error:
-        _LOG.warning(
-            "cannot keep a selection in %s (%s): it is computed each time; set XDG_CACHE_HOME to a folder that can be "
-            "written",
-            path.parent,
-            error.strerror or error,
-        )
+    keep_cached(path, pieces(), "a selection")
 
 
 def _read(path: Path, dataset: str, expression: str, num_samples: int) -> Selection | None:

@@ -1,5 +1,6 @@
 """Tables of copies: what they refuse, how files hold them, and what travels to other processes."""
 
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,13 @@ def test_a_mapped_table_travels_as_the_path_of_its_file(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"the table of copies in {path} is gone or was altered since the dataset was opened; open the dataset again"
     )
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 10, 1000])
+def test_segments_are_summed_in_parts(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feeder.copies._AT_ONCE", at_once)
+    table = np.random.default_rng(0).integers(0, 255, 40).astype(np.uint8)
+    sizes = [0, 1, 20, 0, 3, 3, 0, 0, 13, 0]
+    first_ids = np.concatenate(([0], np.cumsum(sizes)))
+    expected = [int(table[a:b].sum()) for a, b in itertools.pairwise(first_ids)]
+    assert copies_of(table).segment_quotas(first_ids).tolist() == expected

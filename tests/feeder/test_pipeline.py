@@ -8,7 +8,7 @@ import pytest
 from feeder import pipeline
 from feeder.errors import StalledError, TooManyBadSamplesError
 from feeder.fields import Fields
-from feeder.filling import Source, Step
+from feeder.layout import Source, Step
 from feeder.order import Order, OrderSettings, RankBatch
 from feeder.pipeline import Pipeline
 from feeder.program import compile_program

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import feeder
-from feeder.errors import ConfigError
+from feeder.errors import ConfigError, TransformError
 from feeder.program import Views, compile_program
 from feeder.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 
@@ -13,6 +13,8 @@ NORMALIZE = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 class Invert:
     """The least that is a pixel transform."""
+
+    on_floats = False
 
     def draw(self, keys, height, width):
         return {}
@@ -100,3 +102,81 @@ def test_views_that_cannot_be(groups, sentence):
 def test_views_in_two_ways_are_refused():
     with pytest.raises(ConfigError, match="got views=2 and Views, which say how many themselves; give one of the two"):
         compile_program(Views({"a": ([RandomResizedCrop(8)], 2)}), views=2)
+
+
+def open_folder(folder, transform, **changes):
+    """Open a dataset whose batches show what functions and operations do to images."""
+    chosen = {"batch_size": 4, "seed": 3, "threads": 2, "arrays": "numpy", "shuffle": False}
+    return feeder.ImageDataset(folder, transform=transform, **{**chosen, **changes})
+
+
+def test_operations_run_in_their_order_on_the_pixels_of_the_engine(image_folder):
+    crop = [RandomResizedCrop(16), RandomHorizontalFlip()]
+    plain = next(iter(open_folder(image_folder, crop)))
+    inverted = next(iter(open_folder(image_folder, [*crop, Invert()], views=1)))
+    normalised = next(iter(open_folder(image_folder, [*crop, Invert(), NORMALIZE])))
+    assert np.array_equal(inverted["image"], 255 - plain["image"])
+    assert normalised["image"].dtype == np.float32
+    np.testing.assert_allclose(normalised["image"], ((255 - plain["image"]) / 255 - 0.5) / 0.25, atol=1e-5)
+
+
+def noisy(pixels, rng):
+    """A user's function: noise from its own generator."""
+    return np.clip(pixels + rng.normal(0, 9, pixels.shape), 0, 255).astype(np.uint8)
+
+
+def failing(pixels):
+    raise ZeroDivisionError("no luck")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_functions_of_pixels_are_seeded_for_each_sample(image_folder, threads):
+    def batches(**changes):
+        return [batch["image"] for batch in open_folder(image_folder, [RandomResizedCrop(16), noisy], **changes)]
+
+    first = batches(threads=threads)
+    assert all(np.array_equal(one, other) for one, other in zip(first, batches(threads=2), strict=True))
+    plain = [batch["image"] for batch in open_folder(image_folder, [RandomResizedCrop(16)])]
+    assert not np.array_equal(first[0], plain[0])
+    assert first[0].shape == plain[0].shape
+
+
+def test_a_function_may_take_whole_images_and_give_one_size(image_folder):
+    def corner(pixels):
+        return pixels[:8, :8].astype(np.float32)
+
+    dataset = open_folder(image_folder, [corner], views=2)
+    batch = next(iter(dataset))
+    assert batch["image"].shape == (4, 2, 8, 8, 3)
+    assert batch["crop"][:, 0].tolist() == [[0, 0, *size] for size in batch["size"].tolist()]
+    sizes = {tuple(size) for size in batch["size"].tolist()}
+    assert len(sizes) > 1
+    with pytest.raises(
+        ConfigError, match=r"returned \(\d+, \d+, 3\) uint8 for one sample and \(\d+, \d+, 3\) uint8 for"
+    ):
+        next(iter(open_folder(image_folder, [lambda pixels: pixels])))
+
+
+def test_a_function_that_fails_is_said_with_its_sample(image_folder):
+    with pytest.raises(TransformError) as caught:
+        next(iter(open_folder(image_folder, [RandomResizedCrop(16), failing], on_error="replace")))
+    assert str(caught.value).startswith("transform failing (")
+    assert "raised ZeroDivisionError: no luck; at sample " in str(caught.value)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_what_is_deferred_comes_with_what_was_drawn(image_folder):
+    class Shift(Invert):
+        def draw(self, keys, height, width):
+            return {"shift": (keys % np.uint64(100)).astype(np.uint8)}
+
+        def apply(self, images, params):
+            images += params["shift"][:, None, None, None]
+
+    transform = [RandomResizedCrop(16), Shift(), NORMALIZE]
+    (applied,) = list(open_folder(image_folder, transform, batch_size=36).stream(epoch=0))
+    (deferred,) = list(open_folder(image_folder, transform, batch_size=36).stream(epoch=0, pixels_on_device=True))
+    shift = deferred["_params"]["image"][0]["shift"]
+    assert shift.shape == (36, 1)
+    shifted = deferred["image"] + shift[:, 0, None, None, None]
+    assert np.array_equal(NORMALIZE.apply(shifted), applied["image"])
