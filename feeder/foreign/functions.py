@@ -127,6 +127,8 @@ def shown_as(kind: Kind, pixels: NDArray[Any]) -> Any:
         case "array":
             return pixels
         case "pil":
+            if pixels.dtype != np.uint8:
+                raise ConfigError("an operation that takes PIL images stands behind Normalize; put Normalize last")
             return Image.fromarray(np.ascontiguousarray(pixels))
         case "image":
             return tv_image_of(pixels)

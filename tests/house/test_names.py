@@ -41,7 +41,9 @@ PUBLIC_NAMES = [
     "TrivialAugmentWide",
     "Views",
     "__version__",
+    "batched",
     "mix",
+    "per_sample",
     "presets",
 ]
 
