@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from feeder.errors import FeederError as FeederError
     from feeder.foreign import batched as batched
     from feeder.foreign import per_sample as per_sample
+    from feeder.loader import Loader as Loader
     from feeder.mixing import mix as mix
     from feeder.order import Shuffle as Shuffle
     from feeder.pixels import AutoAugment as AutoAugment
@@ -49,6 +50,7 @@ _HOMES = {
     "FeederError": "feeder.errors",
     "GaussianBlur": "feeder.pixels",
     "ImageDataset": "feeder.dataset",
+    "Loader": "feeder.loader",
     "MixUp": "feeder.pixels",
     "Normalize": "feeder.transforms",
     "RandAugment": "feeder.pixels",
@@ -82,6 +84,7 @@ __all__ = [
     "FeederError",
     "GaussianBlur",
     "ImageDataset",
+    "Loader",
     "MixUp",
     "Normalize",
     "RandAugment",

@@ -23,6 +23,8 @@ from feeder.state import State
 
 Labels = Literal["same", "own", "union"]
 
+_REMEDY = "give all datasets the same"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
@@ -296,7 +298,7 @@ def _checked_names(datasets: Sequence[ImageDataset], names: Sequence[str] | None
     return given
 
 
-def _agreed(what: str, values: Sequence[Any], names: Sequence[str], remedy: str = "give all datasets the same") -> Any:
+def _agreed(what: str, values: Sequence[Any], names: Sequence[str], remedy: str = _REMEDY) -> Any:
     """Return a value that all datasets have in common."""
     for name, value in zip(names, values, strict=True):
         if value != values[0]:
@@ -316,7 +318,7 @@ def _common_delivery(
             values[field.name] = chosen[field.name]
             continue
         own = [getattr(dataset._delivery, field.name) for dataset in datasets]
-        remedy = f"give mix({field.name}=), or all datasets the same" if field.name in chosen else "give all the same"
+        remedy = f"give mix({field.name}=), or all datasets the same" if field.name in chosen else _REMEDY
         values[field.name] = _agreed(field.name, own, names, remedy)
     return Delivery(**values)
 

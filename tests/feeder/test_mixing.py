@@ -209,6 +209,11 @@ def test_a_mixture_works_in_worker_processes(mixed):
     assert [content(batch) for batch in loader] == here
 
 
+def test_a_mixture_pickles(mixed):
+    copy = pickle.loads(pickle.dumps(mixed()))
+    assert [content(batch) for batch in copy] == [content(batch) for batch in mixed()]
+
+
 def test_labels_of_different_classes_are_never_mixed_up(opened):
     nets, pets = opened("nets"), opened("pets")
     with pytest.raises(ConfigError) as caught:
@@ -242,7 +247,9 @@ def test_batch_sizes_come_from_the_datasets_where_these_agree(opened):
     )
     assert mix([(opened("nets"), 1), (opened("nets", batch_size=8), 1)], batch_size=3).global_batch() == 3
     assert mix([(opened("nets"), 1), (opened("nets", global_batch_size=8), 1)], global_batch_size=4).global_batch() == 4
-    with pytest.raises(ConfigError, match="on_error is 'replace' in nets and 'raise' in nets-2; give all the same"):
+    with pytest.raises(
+        ConfigError, match="on_error is 'replace' in nets and 'raise' in nets-2; give all datasets the same"
+    ):
         mix([(opened("nets"), 1), (opened("nets", on_error="raise"), 1)])
 
 
