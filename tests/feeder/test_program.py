@@ -14,7 +14,7 @@ NORMALIZE = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 class Invert:
     """The least that is a pixel transform."""
 
-    on_floats = False
+    takes_normalized = False
 
     def draw(self, keys, height, width):
         return {}
@@ -180,3 +180,43 @@ def test_what_is_deferred_comes_with_what_was_drawn(image_folder):
     assert shift.shape == (36, 1)
     shifted = deferred["image"] + shift[:, 0, None, None, None]
     assert np.array_equal(NORMALIZE.apply(shifted), applied["image"])
+
+
+def test_a_batch_is_mixed_at_its_end_with_draws_of_its_first_sample(image_folder):
+    crop = [RandomResizedCrop(16), NORMALIZE]
+    mixer = feeder.MixUp(alpha=0.4, num_classes=3)
+    plain = open_folder(image_folder, crop).batch(epoch=0, step=2)
+    mixed = open_folder(image_folder, [*crop, mixer]).batch(epoch=0, step=2)
+    (view,) = compile_program([*crop, mixer]).views
+    lam = float(view.mixing(3, 0, int(plain["id"][0]), 0)["lam"][0])
+    expected = lam * plain["image"] + (1 - lam) * np.roll(plain["image"], 1, axis=0)
+    np.testing.assert_allclose(mixed["image"], expected, atol=1e-5)
+    one_hot = np.eye(3)[plain["label"]]
+    np.testing.assert_allclose(mixed["label"], lam * one_hot + (1 - lam) * np.roll(one_hot, 1, axis=0), atol=1e-6)
+    assert mixed["label"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("transforms", "sentence"),
+    [
+        (
+            [RandomResizedCrop(8), feeder.MixUp(num_classes=3), NORMALIZE],
+            (
+                "MixUp mixes whole batches, and Normalize stands behind it: put MixUp last; RandomChoice([MixUp(…),"
+                " CutMix(…)]) takes turns"
+            ),
+        ),
+        (
+            [RandomResizedCrop(8), noisy, feeder.CutMix(num_classes=3)],
+            "CutMix stands behind a function, which may give back anything; mix its batches in the loop",
+        ),
+        (
+            Views({"a": ([RandomResizedCrop(8), feeder.CutMix(num_classes=3)], 1)}),
+            "CutMix mixes images with labels, and Views have several batches of images; leave it out",
+        ),
+    ],
+)
+def test_mixers_that_cannot_stand_where_they_do(transforms, sentence):
+    with pytest.raises(ConfigError) as caught:
+        compile_program(transforms)
+    assert str(caught.value) == sentence
