@@ -15,6 +15,7 @@ import numpy as np
 from feeder.arguments import checked_integer, one_of
 from feeder.batches import Batch, BatchDataset, Delivery
 from feeder.dataset import DEFAULT_SEED, ImageDataset, checked_seed
+from feeder.description import describe
 from feeder.errors import ConfigError
 from feeder.layout import Source
 from feeder.mixture import Mixture, MixtureSettings, SourceSettings, integer_weights
@@ -194,6 +195,11 @@ class MixedDataset(BatchDataset[MixtureSettings]):
             for name, weight, asked in zip(self.names, self._integer_weights, self.weights, strict=True)
         ]
         return f"mix({', '.join(parts)})"
+
+    def __str__(self) -> str:
+        """Return in words what the datasets give, in which proportions, what runs where, and what it costs."""
+        sources = self._sources(self._requested_settings(1))
+        return f"{self!r}\n{describe(self, self.num_samples, dict(zip(self.names, sources, strict=True)))}"
 
     def _requested_settings(self, global_batch: int) -> MixtureSettings:
         seed = DEFAULT_SEED if self._seed is None else self._seed

@@ -220,3 +220,31 @@ def test_mixers_that_cannot_stand_where_they_do(transforms, sentence):
     with pytest.raises(ConfigError) as caught:
         compile_program(transforms)
     assert str(caught.value) == sentence
+
+
+def test_print_says_what_runs_where_and_what_it_costs(image_folder):
+    def noise(pixels, rng):
+        return noisy(pixels, rng)
+
+    dataset = open_folder(image_folder, [RandomResizedCrop(16), Invert(), noise], limit=20)
+    lines = str(dataset).splitlines()
+    assert lines[0] == f"ImageDataset {image_folder}: 36 samples, digest {dataset.digest}"
+    assert lines[1] == "  order       as stored, not shuffled"
+    assert lines[2] == "  batches     5 steps an epoch, of 4 samples over all ranks"
+    assert lines[3] == "  image       16 x 16, then what the functions give"
+    assert lines[4].startswith("              RandomResizedCrop, in engine pillow: as RandomResizedCrop(size=16,")
+    assert lines[5] == "              Invert, in decode threads: one of shardfeed's own"
+    assert ", per sample: " in lines[6]
+    assert lines[7].startswith("              cost: Invert: 0.")
+    assert lines[8].startswith("  cost        reading: ")
+    assert lines[8].endswith(" ms a sample in one thread; measured over 16 samples")
+    list(dataset)
+    assert str(dataset).endswith("; measured over 36 samples")
+
+
+def test_print_does_not_fail_where_iterating_would(image_folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    text = str(open_folder(image_folder, [RandomResizedCrop(16)]))
+    assert "  order       not settled: the environment has WORLD_SIZE=4 but no RANK; " in text
+    assert "; not measured: the environment has WORLD_SIZE=4 but no RANK; " in text
