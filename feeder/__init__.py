@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from feeder import presets as presets
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
+    from feeder.loader import Loader as Loader
     from feeder.mixing import mix as mix
     from feeder.order import Shuffle as Shuffle
     from feeder.pixels import AutoAugment as AutoAugment
@@ -47,6 +48,7 @@ _HOMES = {
     "FeederError": "feeder.errors",
     "GaussianBlur": "feeder.pixels",
     "ImageDataset": "feeder.dataset",
+    "Loader": "feeder.loader",
     "MixUp": "feeder.pixels",
     "Normalize": "feeder.transforms",
     "RandAugment": "feeder.pixels",
@@ -78,6 +80,7 @@ __all__ = [
     "FeederError",
     "GaussianBlur",
     "ImageDataset",
+    "Loader",
     "MixUp",
     "Normalize",
     "RandAugment",

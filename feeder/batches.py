@@ -5,7 +5,7 @@ import logging
 import multiprocessing.context
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -150,6 +150,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         return self._epochs.epoch
 
     @property
+    def as_tensors(self) -> bool:
+        """Whether batches hold torch's tensors."""
+        return self._delivery.as_tensors
+
+    @property
     def order_settings(self) -> Settings:
         """What determines the order, with everything that was left to "auto" filled in."""
         return self._resolved_plan()[0]
@@ -200,6 +205,14 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             self._epochs.set(number)
             self._state = None
 
+    def begin_epoch(self) -> tuple[dict[str, Any], int]:
+        """Count an iteration whose batches are made elsewhere; return the state that it starts from, and its steps."""
+        self._steps_per_epoch(self.global_batch())
+        epoch, position = self._epochs.begin(0, 0)
+        self._state = None
+        settings, plan = self._resolved_plan()
+        return self._state_at(settings, epoch, position).to_json(), plan.steps(self.global_batch(), position)
+
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over an epoch's batches of this rank: in a DataLoader worker, over its share of them."""
         worker, workers = tensors.worker()
@@ -223,7 +236,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         workers: int = 1,
         allocate: Allocate = np.empty,
         pixels_on_device: bool = False,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Return the batches of the rest of an epoch as NumPy arrays: every ``workers``-th from the ``worker``-th on.
 
         Entries that begin with an underscore are for `handed_over`.

@@ -15,12 +15,13 @@ import multiprocessing
 import multiprocessing.context
 import multiprocessing.reduction
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from feeder.memory import anonymous_file
 
 _OWNERS = 64  # processes of one dataset object; the one that was first seen longest ago gives way
 _ITERATIONS = 256  # iterations in workers that may still be starting, of all owners
@@ -57,7 +58,7 @@ class EpochCounter:
     """
 
     def __init__(self, epoch: int = 0, position: int = 0) -> None:
-        self._attach(_anonymous_file(_LAYOUT.itemsize))
+        self._attach(anonymous_file("feeder-epochs", _LAYOUT.itemsize))
         self._memory["creator"] = os.getpid()
         self.set(epoch, position)
 
@@ -196,14 +197,3 @@ def _lineage(worker: int) -> tuple[int, int]:
     identity = getattr(multiprocessing.current_process(), "_identity", ())
     pid = os.getppid() if parent is None or parent.pid is None else parent.pid
     return pid, (identity[-1] if identity else 0) - worker
-
-
-def _anonymous_file(size: int) -> int:
-    """Return the descriptor of a file of zeros that has no name."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("feeder-epochs")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.truncate(descriptor, size)
-    return descriptor

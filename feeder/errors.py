@@ -10,6 +10,7 @@
     │   └── TooManyBadSamplesError       more bad samples than ``max_bad_fraction`` allows
     ├── TransformError (RuntimeError)    a user's own function raised, or returned what cannot be used
     ├── StalledError (RuntimeError)      a stage of the pipeline made no progress in its time limit
+    ├── WorkerDiedError (RuntimeError)   a worker process of a loader has ended: killed, crashed, out of memory
     ├── MissingPackageError (ImportError)  an optional package is needed and not installed
     └── feeder.shards.errors.ShardsError   datasets on disk; its own tree stands in that module
 
@@ -56,6 +57,10 @@ class TransformError(FeederError, RuntimeError):
 
 class StalledError(FeederError, RuntimeError):
     """A stage of the pipeline made no progress within its time limit."""
+
+
+class WorkerDiedError(FeederError, RuntimeError):
+    """A worker process of a loader has ended without being told to."""
 
 
 class MissingPackageError(FeederError, ImportError):

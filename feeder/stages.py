@@ -3,6 +3,7 @@
 A thread adds once a chunk of samples, so that counting costs well under a thousandth of the work.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,11 +28,15 @@ class StageCount:
     busy_s: float = 0.0
 
 
+# nobody forks while another thread holds it: the child's copy would stay locked
+_one_thread = threading.Lock()
+os.register_at_fork(before=_one_thread.acquire, after_in_parent=_one_thread.release, after_in_child=_one_thread.release)
+
+
 class Counters:
     """Counts by stage, in the order in which stages first came; safe from many threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._counts: dict[str, StageCount] = {}
 
     def __reduce__(self) -> tuple[type["Counters"], tuple[()]]:
@@ -46,7 +51,7 @@ class Counters:
 
     def add(self, stage: str, *, samples: int = 0, size_bytes: int = 0, busy_s: float = 0.0) -> None:
         """Add to what a stage has done."""
-        with self._lock:
+        with _one_thread:
             count = self._counts.setdefault(stage, StageCount())
             count.samples += samples
             count.size_bytes += size_bytes
@@ -54,7 +59,7 @@ class Counters:
 
     def snapshot(self) -> dict[str, tuple[int, int, float]]:
         """Return (samples, bytes, busy seconds) of each stage so far: plain values, to be sent elsewhere."""
-        with self._lock:
+        with _one_thread:
             return {name: (count.samples, count.size_bytes, count.busy_s) for name, count in self._counts.items()}
 
     def merge(self, other: Mapping[str, tuple[int, int, float]]) -> None:

@@ -27,15 +27,20 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, transform: str) -> N
     order = parser.add_argument_group("order")
     order.add_argument("--seed", type=int, metavar="N", help="of order and augmentation (0, or that of the state)")
     order.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=True, help="(on)")
-    order.add_argument("--window-shards", type=_window, metavar="N|all", help="how far a shuffle moves a sample")
-    order.add_argument("--lanes", type=_lanes, metavar="N|auto", help="streams into which an epoch is dealt")
-    order.add_argument("--sticky", action=argparse.BooleanOptionalAction, help="same shards for a lane in every epoch")
+    add_shuffle_options(order)
     pixels = parser.add_argument_group("pixels")
     pixels.add_argument("--transform", metavar="PRESET", default=transform, help=f"NAME[:SIZE[:FILTER]] ({transform})")
     pixels.add_argument("--views", type=int, default=1, metavar="N", help="crops of each sample (1)")
     pixels.add_argument("--engine", default="auto", metavar="NAME", help="what decodes (auto)")
     pixels.add_argument("--threads", type=int, metavar="N", help="decode threads of a process (cores it may use)")
     pixels.add_argument("--on-error", choices=("replace", "raise", "mask"), default="replace", help="for bad samples")
+
+
+def add_shuffle_options(order: "argparse._ArgumentGroup") -> None:
+    """Add the options of `asked_shuffle` to a group of a command's options."""
+    order.add_argument("--window-shards", type=_window, metavar="N|all", help="how far a shuffle moves a sample")
+    order.add_argument("--lanes", type=_lanes, metavar="N|auto", help="streams into which an epoch is dealt")
+    order.add_argument("--sticky", action=argparse.BooleanOptionalAction, help="same shards for a lane in every epoch")
 
 
 def open_stream(args: argparse.Namespace, *, arrays: Literal["torch", "numpy"]) -> "ImageDataset":
@@ -53,7 +58,7 @@ def open_stream(args: argparse.Namespace, *, arrays: Literal["torch", "numpy"]) 
     dataset = ImageDataset(
         args.dataset,
         transform=presets.parse(args.transform),
-        shuffle=_shuffle(args),
+        shuffle=asked_shuffle(args),
         views=args.views,
         engine=args.engine,
         on_error=args.on_error,
@@ -93,7 +98,7 @@ def count(text: str) -> int:
     return number
 
 
-def _shuffle(args: argparse.Namespace) -> "bool | Shuffle":
+def asked_shuffle(args: argparse.Namespace) -> "bool | Shuffle":
     """Return what ``shuffle=`` is to be."""
     from feeder.order import Shuffle
 

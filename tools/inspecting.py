@@ -1,4 +1,4 @@
-"""``feeder inspect``: what is in a dataset as a whole, its samples one by one, and one sample as files."""
+"""``feeder inspect``: what is in a dataset as a whole, its samples one by one, one as files, and how batches mix."""
 
 import argparse
 import dataclasses
@@ -19,6 +19,7 @@ from feeder.shards.reading.summary import QUANTILES, FieldSummary, Summary, summ
 from feeder.shards.storage import open_folder
 from feeder.tools import console
 from feeder.tools.extracting import extract
+from feeder.tools.mixing_report import add_mixing_options, check_mixing_options, report_mixing
 
 _SHOWN_CLASSES = 10
 _BAR = 40  # characters of the most frequent class
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--shard", metavar="NAME", help="with --list: those of one shard")
     which.add_argument("--extract", metavar="KEY", help="write the fields of one sample into files, byte for byte")
     which.add_argument("--to", metavar="FILE|DIR", help="with --extract: a file for the image, or a folder for all (.)")
+    add_mixing_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         _list(sources, args)
         return 0
+    if args.shuffle:
+        return report_mixing(sources, args)
     for number, source in enumerate(sources):
         reader = open_dataset(source)
         summary = summarise(reader, args.max_shards)
@@ -76,8 +80,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
-    if args.list and args.extract is not None:
-        raise ConfigError("--list and --extract exclude each other; give one of them")
+    asked = [f"--{name}" for name in ("list", "extract", "shuffle") if getattr(args, name)]
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)} exclude each other; give one of them")
+    check_mixing_options(args)
     for name, needed in (("limit", "list"), ("shard", "list"), ("to", "extract")):
         if getattr(args, name) is not None and not getattr(args, needed):
             raise ConfigError(f"--{name} says something about --{needed}; give that too")

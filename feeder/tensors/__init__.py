@@ -2,13 +2,25 @@
 
 import sys
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from feeder.memory import SharedMemory
 from feeder.optional import load
 
-__all__ = ["AVAILABLE", "IterableDataset", "data_loader", "from_arrays", "process_group", "require", "worker"]
+__all__ = [
+    "AVAILABLE",
+    "Feed",
+    "IterableDataset",
+    "data_loader",
+    "from_arrays",
+    "limit_threads",
+    "open_feed",
+    "process_group",
+    "require",
+    "worker",
+]
 
 AVAILABLE = True  # whether torch can be imported
 
@@ -53,6 +65,15 @@ def worker() -> tuple[int, int]:
     return (0, 0) if info is None else (info.id, info.num_workers)
 
 
+def limit_threads() -> None:
+    """In a worker process: let torch use one thread an operation, if it is loaded.
+
+    The threads of its pool do not survive a fork, and a pool for each decode thread would be too many.
+    """
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+
+
 def process_group() -> dict[str, int] | None:
     """Return rank and world size of torch.distributed if the process has initialised it."""
     distributed = sys.modules.get("torch.distributed")
@@ -77,3 +98,51 @@ def from_arrays(batch: dict[str, Any], images: Collection[str]) -> dict[str, Any
     for name in images:
         tensors[name] = tensors[name].movedim(-1, -3)
     return tensors
+
+
+class Feed(Protocol):
+    """Brings batches to where they are used; one thread at a time uses it."""
+
+    overlaps: bool  # whether batches travel by themselves, so that the next may be started before one is handed over
+
+    def prepare(self, memory: SharedMemory) -> None:
+        """Make memory ready to be copied from; called once, when it was mapped."""
+
+    def start(self, batch: dict[str, Any]) -> Any:
+        """Start a batch on its way."""
+
+    def finish(self, started: Any) -> dict[str, Any]:
+        """Return the batch, ready to be used."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+
+
+class _HostFeed:
+    """Leaves batches where they are."""
+
+    overlaps = False
+
+    def prepare(self, memory: SharedMemory) -> None: ...
+
+    def start(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+    def finish(self, started: dict[str, Any]) -> dict[str, Any]:
+        return started
+
+    def close(self) -> None: ...
+
+
+def open_feed(device: str | None) -> Feed:
+    """Return what brings batches to a device: "cuda" or "cuda:1"; to nowhere for "cpu" and None.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if device is None or device == "cpu":
+        return _HostFeed()
+    from feeder.tensors.devices import CudaFeed
+
+    return CudaFeed.open(device)

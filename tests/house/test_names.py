@@ -21,6 +21,7 @@ PUBLIC_NAMES = [
     "FeederError",
     "GaussianBlur",
     "ImageDataset",
+    "Loader",
     "MixUp",
     "Normalize",
     "RandAugment",

@@ -1,0 +1,1 @@
+"""Processes that make batches, and how batches come over without a copy."""
