@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from feeder import presets as presets
+    from feeder.advice import suggest_shuffle as suggest_shuffle
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
     from feeder.loader import Loader as Loader
@@ -69,6 +70,7 @@ _HOMES = {
     "TrivialAugmentWide": "feeder.pixels",
     "Views": "feeder.program",
     "mix": "feeder.mixing",
+    "suggest_shuffle": "feeder.advice",
 }
 _MODULES = ("presets",)
 
@@ -103,6 +105,7 @@ __all__ = [
     "__version__",
     "mix",
     "presets",
+    "suggest_shuffle",
 ]
 
 

@@ -1,31 +1,29 @@
 """`suggest_shuffle`: lanes, window and stickiness for a cluster, with what they cost and what else there is."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from feeder.arguments import checked_integer
 from feeder.errors import ConfigError
-from feeder.lanes import (
-    Job,
-    class_spread,
-    moved_bytes,
-    node_bytes,
-    node_shares,
-    same_shard_probability,
-    touched,
-)
+from feeder.lanes import Job, moved_bytes, node_bytes, node_shares, touched
 from feeder.order import Shuffle
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.reading.opening import open_dataset
+from feeder.shuffle_prediction import Concordance, Layout, full_shuffle, predict
 
 LANES_A_NODE = 8  # enough that a lane which two nodes share costs a node an eighth at most, few enough for its memory
 WINDOW_SHARDS = 8
 AHEAD_SHARDS = 3  # of a lane that are on their way beside its window
 _MIN_SHARDS_A_LANE = 16
 _WINDOWS = (8, 4, 2, 1)
+_CLASSES = 1000  # where a dataset does not say how many it has
 _NEAR = 1.02  # bytes of nodes that differ by less count as equal
 
 
@@ -52,8 +50,9 @@ class ShuffleCosts:
         lost_node_bytes: shards that other nodes need when one node is lost, on average over which one it is.
         lost_node_worst_bytes: when it is the worst one.
         reach: part of its lane within which a sample may move.
-        same_shard_probability: of two samples of a global batch.
-        class_spread: how far classes stray in a batch if each shard holds one, in units of a full shuffle's.
+        same_shard_pairs: of a global batch: pairs of samples of one shard, expected.
+        class_spread: standard deviation of the counts of classes in a global batch if each shard held one class, in
+            units of a full shuffle's; None if there is one class.
     """
 
     shuffle: Shuffle
@@ -64,8 +63,8 @@ class ShuffleCosts:
     lost_node_bytes: int
     lost_node_worst_bytes: int
     reach: float
-    same_shard_probability: float
-    class_spread: float
+    same_shard_pairs: float
+    class_spread: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +78,7 @@ class ShuffleAdvice:
         alternatives: others, for comparison.
         steps: whole steps of an epoch.
         samples_per_epoch: samples in them; the others come in other epochs.
+        full_shuffle_pairs: what `ShuffleCosts.same_shard_pairs` would be in a permutation of the whole dataset.
         cache_bytes: that a node has for shards, or None.
         notes: sentences about what does not fit, or costs.
     """
@@ -89,6 +89,7 @@ class ShuffleAdvice:
     alternatives: tuple[ShuffleCosts, ...]
     steps: int
     samples_per_epoch: int
+    full_shuffle_pairs: float
     cache_bytes: int | None
     notes: tuple[str, ...]
 
@@ -138,35 +139,59 @@ def suggest_shuffle(
         cache_bytes = checked_integer("cache_bytes", cache_bytes, least=1)
     if dataset is not None:
         manifest = _manifest(dataset)
-        samples, shards = manifest.num_samples, len(manifest.segments)
+        segments, classes = manifest.segments.samples, len(manifest.classes) or _CLASSES
+        samples, shards = manifest.num_samples, len(segments)
         mean_bytes = manifest.size_bytes / max(1, shards)
         shuffled_when_written = manifest.shuffled
     else:
         if samples is None or shards is None:
             raise ConfigError("neither a dataset nor its samples and shards are given; give one or the other")
         shards = checked_integer("shards", shards, least=1)
+        samples = checked_integer("samples", samples, least=shards)
         mean_bytes = checked_integer("shard_bytes", shard_bytes, least=1)
-    samples = checked_integer("samples", samples, least=1)
+        segments, classes = np.diff(samples * np.arange(shards + 1) // shards), _CLASSES
     if global_batch > samples:
         raise ConfigError(
             f"the global batch is {global_batch} and there are {samples} samples, so that an epoch would have no step;"
             " lower the global batch"
         )
     job = Job(samples=samples, shards=shards, shard_bytes=mean_bytes, nodes=nodes, global_batch=global_batch)
+    mixing = _Mixing(segments=segments, global_batch=global_batch, classes=min(classes, shards))
     window = WINDOW_SHARDS if shuffled_when_written else None
-    lanes = _suggested_lanes(job)
-    suggested, notes = _fitting(job, lanes, window, cache_bytes)
+    suggested, notes = _fitting(job, mixing, _suggested_lanes(job), window, cache_bytes)
     steps = job.steps
     return ShuffleAdvice(
         job=job,
         gpus_per_node=gpus_per_node,
         suggested=suggested,
-        alternatives=tuple(_alternatives(job, suggested)),
+        alternatives=tuple(_alternatives(job, mixing, suggested)),
         steps=steps,
         samples_per_epoch=steps * global_batch,
+        full_shuffle_pairs=full_shuffle(mixing.layout(1, None)).same_segment_pairs,
         cache_bytes=cache_bytes,
         notes=tuple(notes),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mixing:
+    """What decides how well batches are mixed, beside lanes and window."""
+
+    segments: NDArray[np.int64]
+    global_batch: int
+    classes: int
+
+    def layout(self, lanes: int, window: int | None) -> Layout:
+        samples = None if window is None else window * int(self.segments.sum()) // len(self.segments)
+        return Layout(
+            segment_samples=self.segments, lanes=lanes, window=samples, sticky=True, global_batch=self.global_batch
+        )
+
+    def concordance(self) -> Concordance:
+        """Return that of equal classes whose samples fill whole shards."""
+        of_class = len(self.segments) / self.classes
+        others = (of_class - 1) / max(1, len(self.segments) - 1)
+        return Concordance(same_segment=1.0, other_segments=others, squared_shares=1 / self.classes)
 
 
 def _manifest(dataset: str | os.PathLike[str] | Manifest | HasManifest) -> Manifest:
@@ -192,10 +217,12 @@ def _suggested_lanes(job: Job) -> int:
     )
 
 
-def _fitting(job: Job, lanes: int, window: int | None, cache_bytes: int | None) -> tuple[ShuffleCosts, list[str]]:
+def _fitting(
+    job: Job, mixing: _Mixing, lanes: int, window: int | None, cache_bytes: int | None
+) -> tuple[ShuffleCosts, list[str]]:
     """Return the first way whose shards on their way fit into the cache, and what to say about it."""
     tried = [window, *(shorter for shorter in _WINDOWS if window is None or shorter < window)]
-    ways = [_costs(job, lanes, width) for width in tried]
+    ways = [_costs(job, mixing, lanes, width) for width in tried]
     fitting = [way for way in ways if cache_bytes is None or way.transit_bytes <= cache_bytes]
     way = fitting[0] if fitting else ways[-1]
     notes = []
@@ -217,26 +244,26 @@ def _fitting(job: Job, lanes: int, window: int | None, cache_bytes: int | None) 
         )
     if way.lanes_per_node < 1:
         notes.append(
-            f"{job.shards} shards make at most {lanes} lanes for {job.nodes} nodes, so that nodes need the same shards;"
+            f"{job.shards} shards make {lanes} lanes for {job.nodes} nodes, so that nodes need the same shards;"
             " smaller shards would help"
         )
     return way, notes
 
 
-def _alternatives(job: Job, chosen: ShuffleCosts) -> Iterator[ShuffleCosts]:
+def _alternatives(job: Job, mixing: _Mixing, chosen: ShuffleCosts) -> Iterator[ShuffleCosts]:
     """Yield ways that differ from the suggested one in one respect."""
     lanes, width = _lanes(chosen), chosen.shuffle.window_shards
     window = width if isinstance(width, int) else None
     others = sorted({1 << (lanes - 1).bit_length(), lanes // 2, lanes * 2} - {lanes, 0})
     for other in others:
         if other <= min(job.shards, job.samples, job.global_batch):
-            yield _costs(job, other, window)
+            yield _costs(job, mixing, other, window)
     for other_window in (2, 8, 32, None):
         if other_window != window and (other_window is None or other_window < job.shards / lanes):
-            yield _costs(job, lanes, other_window)
+            yield _costs(job, mixing, lanes, other_window)
 
 
-def _costs(job: Job, lanes: int, window: int | None) -> ShuffleCosts:
+def _costs(job: Job, mixing: _Mixing, lanes: int, window: int | None) -> ShuffleCosts:
     """Return what a way to shuffle costs."""
     shares = node_shares(job, lanes)
     needed = node_bytes(job, shares)
@@ -249,7 +276,7 @@ def _costs(job: Job, lanes: int, window: int | None) -> ShuffleCosts:
     of_lane = job.shards / lanes
     ahead = of_lane + 1 if window is None else min(window + AHEAD_SHARDS, of_lane + 1)
     on_node = float((touched(job, shares) > 0.5).sum(axis=1).max())
-    probability = same_shard_probability(job, lanes, window)
+    expected = predict(mixing.layout(lanes, window), concordance=mixing.concordance())
     return ShuffleCosts(
         shuffle=Shuffle(window_shards="all" if window is None else window, lanes=lanes),
         lanes_per_node=lanes / job.nodes,
@@ -259,8 +286,8 @@ def _costs(job: Job, lanes: int, window: int | None) -> ShuffleCosts:
         lost_node_bytes=round(mean_lost),
         lost_node_worst_bytes=round(worst_lost),
         reach=1.0 if window is None else min(1.0, window / of_lane),
-        same_shard_probability=probability,
-        class_spread=class_spread(job, probability),
+        same_shard_pairs=expected.same_segment_pairs,
+        class_spread=None if expected.balance is None else math.sqrt(expected.balance),
     )
 
 
@@ -287,8 +314,8 @@ _HEADERS = (
 _LEGEND = (
     "on its way: shards in use on a node; node reads, all read: shards that the node which needs most, and all nodes",
     "together, read in an epoch; lost node: what others need when one goes; reach: how much of its lane a sample may",
-    "cross; pairs: samples of one shard in a global batch; spread: how far the counts of classes stray if each shard held",
-    "one; both in units of a full shuffle's",
+    "cross; pairs: samples of one shard in a global batch; spread: how far the counts of classes stray if each shard",
+    "held one; both in units of a full shuffle's",
 )
 
 
@@ -300,7 +327,7 @@ def _lines(advice: ShuffleAdvice) -> Iterator[str]:
     shuffle = advice.shuffle
     yield f"suggested: feeder.Shuffle(window_shards={shuffle.window_shards!r}, lanes={shuffle.lanes})"
     yield ""
-    rows = [_HEADERS, *(_cells(job, way) for way in (advice.suggested, *advice.alternatives))]
+    rows = [_HEADERS, *(_cells(advice, way) for way in (advice.suggested, *advice.alternatives))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADERS))]
     for row in rows:
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -310,9 +337,8 @@ def _lines(advice: ShuffleAdvice) -> Iterator[str]:
         yield f"note: {note}"
 
 
-def _cells(job: Job, way: ShuffleCosts) -> tuple[str, ...]:
+def _cells(advice: ShuffleAdvice, way: ShuffleCosts) -> tuple[str, ...]:
     window = way.shuffle.window_shards
-    full = max(job.samples / job.shards - 1, 1e-9) / max(1, job.samples - 1)
     return (
         f"{way.shuffle.lanes:,}",
         f"{way.lanes_per_node:.2f}",
@@ -322,8 +348,8 @@ def _cells(job: Job, way: ShuffleCosts) -> tuple[str, ...]:
         _gigabytes(way.cluster_bytes),
         _gigabytes(way.lost_node_bytes),
         f"{way.reach:.0%}",
-        f"{way.same_shard_probability / full:.1f}x",
-        f"{way.class_spread:.2f}x",
+        f"{way.same_shard_pairs / max(advice.full_shuffle_pairs, 1e-9):.1f}x",
+        "" if way.class_spread is None else f"{way.class_spread:.2f}x",
     )
 
 

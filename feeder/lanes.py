@@ -1,7 +1,7 @@
-"""What lanes and windows cost and give, as formulas: which shards a node reads, how well a batch is mixed.
+"""Which shards the ranks of a node read, and what changes when one node is lost, as formulas.
 
 Shards stand for segments here, all of the mean size. The formulas are held against orders that are walked through
-(`tests/feeder/test_lanes.py`).
+(`tests/feeder/test_lanes.py`). How well batches are mixed is in `feeder.shuffle_prediction`.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STEPS = 256  # looked at for how steps lie over lanes; they repeat after L / gcd(G, L)
-_GRID = 64  # points of the numerical integrals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,62 +94,3 @@ def moved_bytes(job: Job, before: NDArray[np.float64], after: NDArray[np.float64
     moved_up = (needs * (1 - had[1:])).sum(axis=1) * per_lane
     lost_at = np.concatenate(([0], np.cumsum(kept_number))) + np.append(np.cumsum(moved_up[::-1])[::-1], 0)
     return float(lost_at.mean()), float(lost_at.max())
-
-
-def same_shard_probability(job: Job, lanes: int, window: int | None) -> float:
-    """Return the probability that two samples of a global batch come from one shard: about 1 / (window · lanes).
-
-    A position of a lane takes a row from the window of w shards around it, each as likely. Two positions whose distance
-    is d shards take rows of one shard with probability ::
-
-        P(d) = 1/w**2 · ∫ (1 - |t|) · max(0, w - |t + d|) dt        t from -1 to 1
-
-    since rows at distance t lie in one shard with probability 1 - |t|; close by it is (w - 1/3) / w**2. It is never one
-    row twice, which would happen with probability max(0, w - d) / (w**2 · m), m the samples of a shard. At the ends of
-    a lane of n shards, where keys are reflected, rows are half as many: 1 + w / (2 n) on average. A batch has
-    c = G / L positions of a lane, side by side: distances of d samples occur as often as c - d. Two lanes share the
-    shard at their border, which adds 1 / (6 n**2) for lanes side by side. In the whole lane (w = n) all of it is what a
-    full shuffle has, 1 / shards, but for the samples that a batch takes from every lane alike.
-
-    Args:
-        job: see `Job`.
-        lanes: L.
-        window: in shards; None for the whole lane.
-    """
-    size = job.samples / job.shards
-    of_lane = job.shards / lanes
-    taken = job.global_batch / lanes  # positions that a batch has of a lane, c
-    inside = 0.0
-    if taken > 1:
-        if window is None or window >= of_lane:
-            inside = float(_meeting(np.zeros(1), of_lane, size)[0])
-        else:
-            d = np.linspace(1, max(1, taken - 1), _GRID)
-            weights = (taken - d) / (taken - d).sum()
-            inside = float((_meeting(d / size, max(window, 1 / size), size) * weights).sum())
-            inside *= 1 + window / (2 * of_lane)
-    pairs_inside = lanes * taken * max(0.0, taken - 1) / 2
-    pairs_beside = (lanes - 1) * taken**2
-    beside = 1 / (6 * max(1.0, of_lane) ** 2)
-    pairs = job.global_batch * (job.global_batch - 1) / 2
-    return (pairs_inside * inside + pairs_beside * beside) / max(1.0, pairs)
-
-
-def _meeting(distances: NDArray[np.float64], window: float, size: float) -> NDArray[np.float64]:
-    """Return the probability that two positions take rows of one shard, for distances and a window in shards."""
-    t = ((np.arange(2 * _GRID) + 0.5) / _GRID - 1)[:, None]
-    overlap = np.maximum(0, window - np.abs(t + distances))
-    shard = ((1 - np.abs(t)) * overlap).sum(axis=0) / _GRID / window**2
-    row = np.maximum(0, window - distances) / window**2 / size
-    return np.asarray(np.maximum(0, shard - row) / np.maximum(1e-12, 1 - row))
-
-
-def class_spread(job: Job, probability: float) -> float:
-    """Return how far a class's count in a batch strays if shards hold one class each, in units of a full shuffle's.
-
-    It is the square root of the design effect 1 + (G - 1) ρ of cluster sampling (Kish, "Survey Sampling", 1965),
-    with ρ what `same_shard_probability` exceeds that of a full shuffle. Shards of shuffled samples have 1.
-    """
-    size = job.samples / job.shards
-    full = max(0.0, size - 1) / max(1.0, job.samples - 1)
-    return float(np.sqrt(max(0.0, 1 + (job.global_batch - 1) * (probability - full))))

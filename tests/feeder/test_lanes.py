@@ -1,4 +1,4 @@
-"""Formulas of traffic and mixing, held against orders that are walked through step by step."""
+"""Formulas of traffic, held against orders that are walked through step by step."""
 
 import dataclasses
 
@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from feeder.lanes import (
-    Job,
-    class_spread,
-    moved_bytes,
-    node_bytes,
-    node_shares,
-    same_shard_probability,
-)
+from feeder.lanes import Job, moved_bytes, node_bytes, node_shares
 from feeder.order import Order, Shuffle, resolve_settings
 
 SIZE = 40  # samples of a shard
@@ -24,18 +17,17 @@ def a_job(shards: int = 640, nodes: int = 5, node_batch: int = 32, **changes: in
     return dataclasses.replace(job, **changes)
 
 
-def order_of(job: Job, lanes: int, window: int | None, seed: int = 0) -> Order:
-    segments = np.full(job.shards, job.samples // job.shards)
-    shuffle = Shuffle(lanes=lanes, window_shards="all" if window is None else window)
-    settings = resolve_settings(
-        shuffle, seed=seed, segment_samples=segments, shuffled_when_written=True, global_batch=job.global_batch
-    )
-    return Order(segments, settings)
-
-
-def shards_of_nodes(job: Job, lanes: int, window: int | None = 4) -> NDArray[np.bool_]:
+def shards_of_nodes(job: Job, lanes: int) -> NDArray[np.bool_]:
     """Return bool[nodes, shards]: which shards the ranks of each node read in an epoch."""
-    order = order_of(job, lanes, window)
+    segments = np.full(job.shards, SIZE)
+    settings = resolve_settings(
+        Shuffle(lanes=lanes, window_shards=4),
+        seed=0,
+        segment_samples=segments,
+        shuffled_when_written=True,
+        global_batch=job.global_batch,
+    )
+    order = Order(segments, settings)
     reads = np.zeros((job.nodes, job.shards), np.bool_)
     for step in range(order.steps(job.global_batch)):
         for node in range(job.nodes):
@@ -82,47 +74,3 @@ def test_every_sample_of_a_lane_goes_to_some_node() -> None:
     shares = node_shares(a_job(nodes=7, node_batch=19), 30)
     assert shares.sum(axis=0) == pytest.approx(1)
     assert shares.sum(axis=1) == pytest.approx(30 / 7, rel=0.01)
-
-
-def pairs_of_one_shard(job: Job, lanes: int, window: int | None) -> float:
-    """Return the part of the pairs of samples of a global batch that come from one shard, on average."""
-    found = steps = 0
-    for seed in range(3):
-        order = order_of(job, lanes, window, seed)
-        for epoch in range(2):
-            for step in range(0, order.steps(job.global_batch), 2):
-                ids = order.rank_batch(epoch, step * job.global_batch, job.global_batch, 0, 1).ids
-                counts = np.bincount(ids // SIZE)
-                found, steps = found + int((counts * (counts - 1)).sum()) // 2, steps + 1
-    return found / steps / (job.global_batch * (job.global_batch - 1) / 2)
-
-
-@pytest.mark.parametrize(
-    ("lanes", "window"), [(40, 4), (40, 2), (40, None), (8, 8), (8, 1), (1, 16), (4, 0), (160, None)]
-)
-def test_how_often_a_batch_has_two_samples_of_a_shard(lanes: int, window: int | None) -> None:
-    job = a_job(node_batch=66)  # of a few lanes it does not take whole shards, which would fall into step
-    expected = same_shard_probability(job, lanes, window)
-    assert expected == pytest.approx(pairs_of_one_shard(job, lanes, window), rel=0.1)
-
-
-def test_the_whole_lane_is_as_good_as_a_full_shuffle() -> None:
-    job = a_job(node_batch=64)
-    full = (SIZE - 1) / (job.samples - 1)
-    assert same_shard_probability(job, 8, None) == pytest.approx(full, rel=0.03)
-    assert class_spread(job, full) == pytest.approx(1)
-    large = Job(samples=45_500_000, shards=80_000, shard_bytes=1.0, nodes=125, global_batch=256_000)
-    assert same_shard_probability(large, 1000, 8) == pytest.approx(1 / (8 * 1000), rel=0.1)
-
-
-def test_how_far_classes_stray_where_each_shard_holds_one() -> None:
-    job = a_job(node_batch=64)
-    for lanes, window in ((8, 4), (32, 4), (8, None)):
-        shares = []
-        for seed in range(4):
-            order = order_of(job, lanes, window, seed)
-            for step in range(order.steps(job.global_batch)):
-                ids = order.rank_batch(0, step * job.global_batch, job.global_batch, 0, 1).ids
-                shares.append(np.bincount(ids // SIZE // 64, minlength=10))  # ten classes of 64 shards
-        spread = np.array(shares).std() / np.sqrt(job.global_batch * 0.1 * 0.9)
-        assert class_spread(job, same_shard_probability(job, lanes, window)) == pytest.approx(spread, rel=0.15)

@@ -44,6 +44,7 @@ PUBLIC_NAMES = [
     "__version__",
     "mix",
     "presets",
+    "suggest_shuffle",
 ]
 
 # What a training script beside a user's own `cache.py` and `tools/` does: both its modules and ours are wanted.
