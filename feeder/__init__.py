@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from feeder.advice import suggest_shuffle as suggest_shuffle
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
+    from feeder.foreign import batched as batched
+    from feeder.foreign import per_sample as per_sample
     from feeder.loader import Loader as Loader
     from feeder.mixing import mix as mix
     from feeder.order import Shuffle as Shuffle
@@ -69,7 +71,9 @@ _HOMES = {
     "Shuffle": "feeder.order",
     "TrivialAugmentWide": "feeder.pixels",
     "Views": "feeder.program",
+    "batched": "feeder.foreign",
     "mix": "feeder.mixing",
+    "per_sample": "feeder.foreign",
     "suggest_shuffle": "feeder.advice",
 }
 _MODULES = ("presets",)
@@ -103,7 +107,9 @@ __all__ = [
     "TrivialAugmentWide",
     "Views",
     "__version__",
+    "batched",
     "mix",
+    "per_sample",
     "presets",
     "suggest_shuffle",
 ]

@@ -373,6 +373,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             self._plan = settings, self._make_plan(settings)
         return self._plan
 
+    def made(self, step: Step) -> Batch:
+        """Return the batch of any samples, made in this process, as `stream` gives them but without a state."""
+        settings, plan = self._resolved_plan()
+        return self._resolved_pipeline(settings, plan, 1).batch(step)
+
     def _step(self, plan: Plan, epoch: int, position: int, placement: Placement, global_batch: int) -> Step:
         samples = plan.rank_batch(epoch, position, global_batch, placement.rank, placement.world_size)
         return Step(epoch=epoch, position=position, samples=samples)

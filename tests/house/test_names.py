@@ -42,7 +42,9 @@ PUBLIC_NAMES = [
     "TrivialAugmentWide",
     "Views",
     "__version__",
+    "batched",
     "mix",
+    "per_sample",
     "presets",
     "suggest_shuffle",
 ]

@@ -246,7 +246,9 @@ def test_operations_that_draw_nothing_need_no_lock() -> None:
     }
     assert manners["ToDtype"] == manners["Normalize"] == "in all threads: draws nothing"
     (row,) = describe([v2.RandomApply([v2.Normalize([0.5], [0.5])])])
-    assert row.why == "not a crop, resize or flip; one at a time: random and torch are seeded for each sample"
+    assert row.why == "not a crop, resize or flip; one at a time: torch is seeded for each sample"
+    (row,) = describe([v1.RandomChoice([v1.RandomGrayscale()])])
+    assert row.why.endswith("; one at a time: random and torch are seeded for each sample")
     (row,) = describe([v2.RandomApply([v2.Lambda(double)])])
     assert row.why.endswith("one at a time: random, numpy.random and torch are seeded for each sample")
 
