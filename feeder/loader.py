@@ -5,7 +5,7 @@ import logging
 import os
 import pickle
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, Self
 
 from feeder import tensors
@@ -55,8 +55,11 @@ class Loadable(Streams, Protocol):
         """Return a batch of `stream` in the kind of arrays that users asked for."""
         ...
 
-    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
-        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
+    def deferring(self) -> Callable[[Batch], "tensors.Deferred | None"]:
+        """Return what says, of a batch of a `stream` through the transforms as they are now, what its device has to do.
+
+        None where nothing remains to be done.
+        """
         ...
 
 
@@ -165,10 +168,15 @@ class Loader:
             source.begin(state, tuple(self._calls))
             self._calls.clear()
         self._expected, self._state = None, state
-        return self._batches(source, feed, state, steps)
+        return self._batches(source, feed, self._dataset.deferring(), state, steps)
 
     def _batches(
-        self, source: WorkerPool | LocalSource, feed: "tensors.Feed", state: dict[str, Any], steps: int
+        self,
+        source: WorkerPool | LocalSource,
+        feed: "tensors.Feed",
+        deferred: Callable[[Batch], "tensors.Deferred | None"],
+        state: dict[str, Any],
+        steps: int,
     ) -> Iterator[Batch]:
         """Yield an iteration's batches, and keep the books."""
         iteration, epoch = self._iteration, int(state["epoch"])
@@ -182,10 +190,10 @@ class Loader:
                     " Loader runs one at a time; make a second Loader to run two"
                 )
             if not ahead:
-                ahead.append(self._taken(source, feed, epoch))
+                ahead.append(self._taken(source, feed, epoch, deferred))
                 taken += 1
             if feed.overlaps and taken < steps and not isinstance(ahead[-1], Exception) and source.is_ready:
-                ahead.append(self._taken(source, feed, epoch))
+                ahead.append(self._taken(source, feed, epoch, deferred))
                 taken += 1
             if isinstance(first := ahead.popleft(), Exception):
                 raise first
@@ -204,7 +212,13 @@ class Loader:
         self._clock.note(COMPUTE)
         _log.info("%s", self._clock.stats)
 
-    def _taken(self, source: WorkerPool | LocalSource, feed: "tensors.Feed", epoch: int) -> Any:
+    def _taken(
+        self,
+        source: WorkerPool | LocalSource,
+        feed: "tensors.Feed",
+        epoch: int,
+        deferred: Callable[[Batch], "tensors.Deferred | None"],
+    ) -> Any:
         """Take a batch and start it on its way to the device; return an exception that came in its place.
 
         After an exception, Ctrl-C included, nobody knows what is left on the way: the workers end, and the next
@@ -217,7 +231,7 @@ class Loader:
                     f"a worker sent a batch of epoch {batch['epoch']} in epoch {epoch}; the dataset has another length"
                     " there: has its source changed?"
                 )
-            remaining = self._dataset.deferred(batch)
+            remaining = deferred(batch)
             return feed.start(self._dataset.handed_over(batch)), remaining
         except BaseException as error:
             self._drop_source()
@@ -334,6 +348,8 @@ class TupleLoader:
 
 def _on_device(pixels_on_device: object, device: str | None) -> bool:
     """Return whether operations on pixels are left to the device."""
+    if device is not None and not isinstance(device, str):
+        raise ConfigError(f"device is {device!r}; it must be None, 'cpu', 'cuda' or 'cuda:N'")
     if pixels_on_device == "auto":
         return device is not None and device.startswith("cuda")
     if not isinstance(pixels_on_device, bool):
