@@ -8,7 +8,7 @@ import platform
 import sys
 from importlib.metadata import version
 
-BENCHMARKS = ("columns", "selection", "order", "shuffle", "engine", "shards", "build", "stream")
+BENCHMARKS = ("columns", "selection", "order", "shuffle", "engine", "shards", "build", "stream", "loader")
 
 
 def hardware() -> dict[str, object]:
