@@ -101,6 +101,9 @@ class _Blank(tensors.IterableDataset[Any]):
     def handed_over(self, batch: dict[str, Any]) -> dict[str, Any]:
         return tensors.from_arrays(batch, ("image",))
 
+    def deferred(self, batch: dict[str, Any]) -> None:
+        return None
+
     def stream(
         self, *, epoch: int, position: int = 0, allocate: Any = np.empty, **_: Any
     ) -> Generator[dict[str, Any], None, None]:

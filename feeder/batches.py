@@ -17,7 +17,7 @@ from feeder.audit import AuditLog
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
-from feeder.layout import Allocate, Source, Step
+from feeder.layout import MIXER, Allocate, Source, Step
 from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
@@ -291,6 +291,19 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         )
         return self.handed_over(self._with_state(batch, settings, global_batch))
 
+    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
+        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
+        params = batch.get("_params")
+        if params is None:
+            return None
+        program = self._sources(self._resolved_plan()[0])[0].program
+        assert program is not None  # encoded images have no operations
+        views = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
+        mixing = next((part[MIXER] for part in params.values() if MIXER in part), None)
+        return tensors.deferred(
+            views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
+        )
+
     def handed_over(self, batch: Batch) -> Batch:
         """Return a batch of `stream` in the kind of arrays that users asked for, without entries of our own."""
         images = batch["_images"]
@@ -372,6 +385,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         if self._plan is None or self._plan[0] != settings:
             self._plan = settings, self._make_plan(settings)
         return self._plan
+
+    def made(self, step: Step) -> Batch:
+        """Return the batch of any samples, made in this process, as `stream` gives them but without a state."""
+        settings, plan = self._resolved_plan()
+        return self._resolved_pipeline(settings, plan, 1).batch(step)
 
     def _step(self, plan: Plan, epoch: int, position: int, placement: Placement, global_batch: int) -> Step:
         samples = plan.rank_batch(epoch, position, global_batch, placement.rank, placement.world_size)

@@ -8,6 +8,7 @@ import numpy as np
 
 from feeder.arguments import as_integer
 from feeder.batches import Arrays, BatchDataset, Delivery
+from feeder.description import describe
 from feeder.errors import ConfigError, StateError
 from feeder.fields import Fields, choose_fields
 from feeder.layout import Source, Step
@@ -16,6 +17,7 @@ from feeder.pipeline import OnError
 from feeder.placement import Replicate
 from feeder.program import Program, compile_program
 from feeder.samples import Samples, row
+from feeder.selection import Exclude, Weights, choose
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.reading.opening import open_dataset
 from feeder.state import State
@@ -33,7 +35,8 @@ class ImageDataset(BatchDataset[OrderSettings]):
     - ``image``: uint8, (B, 3, H, W) in torch's channels_last memory format, or (B, H, W, 3) as NumPy; (B, V, …) with
       V > 1 views; float32 when the transform ends with `Normalize`; what a user's function gave, where one comes last;
       with `feeder.Views` an entry for each group; with ``decode=False`` a list of B encoded images
-    - ``label``: int64 (B,), number of the class, -1 where the dataset has no labels, -100 where not valid
+    - ``label``: int64 (B,), number of the class, -1 where the dataset has no labels, -100 where not valid; behind
+      `MixUp` or `CutMix` float32 (B, num_classes), a share of each class
     - ``id``: int64 (B,), position in manifest order; -1 where padded. ``key``: list of B names
     - ``valid``: bool (B,), False where padded (ranks get equal shapes) or masked (a bad sample in evaluation)
     - ``crop``: float32 (B, 4), the box (x0, y0, x1, y1) in pixels of the stored image; ``flip``: bool (B,), whether the
@@ -49,6 +52,7 @@ class ImageDataset(BatchDataset[OrderSettings]):
         batch_size: samples of a batch of one rank.
         global_batch_size: samples of a step of all ranks together; give one of the two.
         transform: a list of transforms, such as `feeder.presets.imagenet_train`, or `feeder.Views`.
+        where, exclude, limit, sample_weights, balance: which samples, and how often; see `feeder.selection.choose`.
         seed: of order and augmentation; None is 0, or the seed of a loaded state.
         shuffle: True, a `Shuffle`, or False for evaluation: manifest order, every sample once, the last batch padded.
         views: crops of each sample in a batch.
@@ -81,6 +85,11 @@ class ImageDataset(BatchDataset[OrderSettings]):
         seed: int | None = None,
         shuffle: bool | Shuffle = True,
         views: int = 1,
+        where: str | None = None,
+        exclude: Exclude | None = None,
+        limit: float | None = None,
+        sample_weights: Weights | None = None,
+        balance: str | None = None,
         fields: Sequence[str] = (),
         map_fields: Mapping[str, Callable[..., Any]] | None = None,
         decode: bool = True,
@@ -113,6 +122,14 @@ class ImageDataset(BatchDataset[OrderSettings]):
         self._program = _compile(transform, views, decode)
         super().__init__(delivery, engine)
         self._reader = open_dataset(source)
+        self._copies = choose(
+            self._reader,
+            where=where,
+            exclude=exclude,
+            limit=limit,
+            sample_weights=sample_weights,
+            balance=balance,
+        )
         self._fields: Fields = choose_fields(self.manifest, self._reader.url, fields, map_fields or {})
         if self._program is None and self._fields.masks:
             raise ConfigError(f"{self._fields.masks[0]!r} is an image, and decode=False decodes none; leave it out")
@@ -151,9 +168,11 @@ class ImageDataset(BatchDataset[OrderSettings]):
             raise IndexError(f"there is no sample {number}; the dataset has {self.num_samples}")
         ids, epoch = np.array([number % self.num_samples]), self.epoch
         samples = RankBatch.of_one(ids, np.zeros(1, np.int64), np.ones(1, np.bool_), epoch)
-        settings, plan = self._resolved_plan()
-        pipeline = self._resolved_pipeline(settings, plan, 1)
-        return row(self.handed_over(pipeline.batch(Step(epoch=epoch, position=0, samples=samples))), 0)
+        return row(self.handed_over(self.made(Step(epoch=epoch, position=0, samples=samples))), 0)
+
+    def __str__(self) -> str:
+        """Return in words which samples come in which order, what runs where, and what it costs."""
+        return describe(self, self.num_samples, {self.name: self._sources(self._requested_settings(1))[0]})
 
     def samples(self) -> Samples:
         """Return the same samples in the same order one by one, for who makes batches elsewhere."""
@@ -186,6 +205,7 @@ class ImageDataset(BatchDataset[OrderSettings]):
             segment_samples=manifest.segments.samples,
             shuffled_when_written=manifest.shuffled,
             global_batch=global_batch,
+            copies=self._copies,
         )
 
     def _loaded(self, state: State, global_batch: int) -> OrderSettings:
@@ -201,7 +221,7 @@ class ImageDataset(BatchDataset[OrderSettings]):
         return unset_settings(self._shuffle) | ({"seed"} if self._seed is None else set())
 
     def _make_plan(self, settings: OrderSettings) -> Order:
-        return Order(self.manifest.segments.samples, settings)
+        return Order(self.manifest.segments.samples, settings, self._copies)
 
     def _sources(self, settings: OrderSettings) -> tuple[Source, ...]:
         return (Source(reader=self._reader, seed=settings.seed, program=self._program, fields=self._fields),)

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 UInt64Array = NDArray[np.uint64]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: the increment of splitmix64
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_SHIFTS = tuple(np.uint64(s) for s in (30, 27, 31))
+INCREMENT = 0x9E3779B97F4A7C15  # of splitmix64: 2**64 / golden ratio
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+SHIFTS = (30, 27, 31)
+
+_GOLDEN = np.uint64(INCREMENT)
+_MIX_1, _MIX_2 = (np.uint64(multiplier) for multiplier in MULTIPLIERS)
+_SHIFTS = tuple(np.uint64(shift) for shift in SHIFTS)
 _ONE = np.uint64(1)
 _TO_FLOAT = np.uint64(11)  # keeps 53 bits, the precision of a double
 

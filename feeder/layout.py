@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from feeder.errors import ConfigError
 from feeder.fields import Fields, stack_values
 from feeder.order import RankBatch
+from feeder.pixels import Params
 from feeder.program import Program, View
 from feeder.shards.reading.rows import Reader
 
+MIXER = -1  # in the place of an operation's number: what was drawn for the mixer
 PADDING_LABEL = -100  # torch's cross_entropy leaves it out by default (ignore_index)
 
 Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]
@@ -91,7 +93,7 @@ class Batch:
     keys: list[str]
     valid: NDArray[np.bool_]
     size: NDArray[np.int32]
-    params: list[tuple[str, int, slice, dict[str, NDArray[Any]]]] = field(default_factory=list)
+    params: list[tuple[str, int, slice, Params]] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
 
 
@@ -102,7 +104,7 @@ class Layout:
         sources: the datasets; all of them give outputs of the same sizes and types.
         allocate: gives the memory of images, of a shape and type.
         pixels_on_device: leave operations on pixels to the caller, who finds in the batch what was drawn for them;
-            where a user's function is among them, or datasets differ in them, they run here all the same.
+            where one of them is a user's own, or datasets differ in them, they run here all the same.
     """
 
     def __init__(
@@ -183,7 +185,15 @@ class Layout:
             channels_last += [view.name] * last
         if batch.encoded is not None:
             entries["image"] = batch.encoded
-        entries |= {"label": batch.label, "id": batch.ids, "key": batch.keys, "valid": batch.valid}
+        label: NDArray[Any] = batch.label
+        params = _gathered(batch)
+        if views and (mixer := views[0].mixer) is not None:
+            mixed = self._mixing(batch, views[0])
+            if self.deferred:
+                params.setdefault(views[0].name, {})[MIXER] = mixed
+            else:
+                label = mixer.mix(entries[views[0].name], batch.label, batch.valid, mixed)
+        entries |= {"label": label, "id": batch.ids, "key": batch.keys, "valid": batch.valid}
         for view in views:
             prefix = "" if len(views) == 1 and view.name == "image" else f"{view.name}."
             one = view.count == 1
@@ -199,8 +209,14 @@ class Layout:
             entries["source"] = batch.step.samples.sources
         entries["_images"] = tuple(channels_last)
         if self.deferred:
-            entries["_params"] = _gathered(batch)
+            entries["_params"] = params
         return entries
+
+    def _mixing(self, batch: Batch, view: View) -> Params:
+        """Return what is drawn for mixing: by the sample that stands first, so that a batch is a pure function."""
+        samples = batch.step.samples
+        seed, first = self._sources[int(samples.sources[0])].seed, max(0, int(samples.ids[0]))
+        return view.mixing(seed, int(samples.epochs[0]), first, int(samples.copies[0]))
 
     def _stacked(self, view: View, results: list[Any]) -> tuple[NDArray[Any], bool]:
         """Return what a user's function gave, as (B, V, …), and whether its last axis is colour."""
@@ -237,9 +253,9 @@ def mask_entry(views: tuple[View, ...], view: View, name: str) -> str:
     return name if len(views) == 1 and view.name == "image" else f"{view.name}.{name}"
 
 
-def _gathered(batch: Batch) -> dict[str, dict[int, dict[str, NDArray[Any]]]]:
+def _gathered(batch: Batch) -> dict[str, dict[int, Params]]:
     """Return what was drawn, by view group and number of the operation, as arrays over all rows."""
-    gathered: dict[str, dict[int, dict[str, NDArray[Any]]]] = {}
+    gathered: dict[str, dict[int, Params]] = {}
     for view, number, rows, params in batch.params:
         arrays = gathered.setdefault(view, {}).setdefault(number, {})
         for name, values in params.items():

@@ -55,6 +55,10 @@ class Loadable(Streams, Protocol):
         """Return a batch of `stream` in the kind of arrays that users asked for."""
         ...
 
+    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
+        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
+        ...
+
 
 class Loader:
     """Iterates over the batches of a dataset, which worker processes make ahead of the loop.
@@ -185,8 +189,11 @@ class Loader:
                 taken += 1
             if isinstance(first := ahead.popleft(), Exception):
                 raise first
-            batch = feed.finish(first)
-            del first
+            started, remaining = first
+            batch = feed.finish(started)
+            if remaining is not None:
+                batch = remaining.run(batch)
+            del first, started, remaining
             self._clock.note(DEVICE)
             self._state = batch["state"]
             if taken == steps and not ahead:
@@ -210,7 +217,8 @@ class Loader:
                     f"a worker sent a batch of epoch {batch['epoch']} in epoch {epoch}; the dataset has another length"
                     " there: has its source changed?"
                 )
-            return feed.start(self._dataset.handed_over(batch))
+            remaining = self._dataset.deferred(batch)
+            return feed.start(self._dataset.handed_over(batch)), remaining
         except BaseException as error:
             self._drop_source()
             if isinstance(error, Exception):

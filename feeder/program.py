@@ -10,9 +10,9 @@ of crops and flips.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,32 +20,13 @@ from numpy.typing import NDArray
 from feeder.arguments import as_integer
 from feeder.augment import Geometry, compile_transforms, sample_keys
 from feeder.errors import ConfigError
-from feeder.foreign import PerSample, split
+from feeder.foreign import PerSample, Placement, describe, split
 from feeder.keyed import UInt64Array, derive_key, draw
+from feeder.pixels import Mixer, Params, PixelTransform, is_mixer
 from feeder.transforms import GEOMETRIC, Normalize
 
 IMAGE = "image"  # the name of the views of a program that has one group
 _TAKEN = frozenset({"label", "id", "key", "valid", "crop", "flip", "size", "epoch", "position", "state", "source"})
-
-Params = Mapping[str, NDArray[Any]]
-
-
-@runtime_checkable
-class PixelTransform(Protocol):
-    """An operation on the pixels of output images; a frozen description, checked when it was made.
-
-    Both methods are pure and safe from many threads.
-    """
-
-    @property
-    def on_floats(self) -> bool:
-        """Whether it may stand after Normalize, and then gets float32 images."""
-
-    def draw(self, keys: UInt64Array, height: int, width: int) -> Params:
-        """Return what was drawn for n images, each array with a first axis of n; keys are (n,)."""
-
-    def apply(self, images: NDArray[Any], params: Params) -> None:
-        """Change images, (n, H, W, 3) uint8, or float32 once they are normalised, in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +64,8 @@ class View:
         count: V, how many of each sample.
         first: number of the first of them, counted over all groups.
         operations: what is done to them afterwards, in order.
+        mixer: what mixes the images of a whole batch at the end, or None.
+        placements: of each transform as it was written, where it runs, and why.
     """
 
     name: str
@@ -90,6 +73,8 @@ class View:
     count: int
     first: int
     operations: tuple[Operation, ...]
+    mixer: Mixer | None
+    placements: tuple[Placement, ...]
 
     @property
     def function(self) -> PerSample | None:
@@ -102,6 +87,13 @@ class View:
         """The type of the output pixels, without a function."""
         normalised = any(isinstance(operation.transform, Normalize) for operation in self.operations)
         return np.float32 if normalised else np.uint8
+
+    def mixing(self, seed: int, epoch: int, sample_id: int, copy: int) -> Params:
+        """Return what is drawn for mixing a batch, by the first of its samples."""
+        assert self.mixer is not None
+        assert self.geometry is not None
+        keys = self.keys(seed, epoch, np.array([sample_id]), np.array([copy]))[:, 0]
+        return self.mixer.draw(draw(keys, derive_key(f"pixels.{type(self.mixer).__name__}", 0)), *self.geometry.size)
 
     def keys(self, seed: int, epoch: int, ids: NDArray[np.int64], copies: NDArray[np.int64]) -> UInt64Array:
         """Return the (n, V) keys of output images."""
@@ -120,14 +112,18 @@ class Program:
     views: tuple[View, ...]
 
     @property
-    def operations(self) -> tuple[tuple[Operation, ...], ...]:
-        """The operations of each group."""
-        return tuple(view.operations for view in self.views)
+    def operations(self) -> tuple[tuple[tuple[Operation, ...], Mixer | None], ...]:
+        """What is done to the outputs of each group."""
+        return tuple((view.operations, view.mixer) for view in self.views)
 
     @property
     def deferrable(self) -> bool:
-        """Whether all operations may as well run on a device, on whole batches: no user's function is among them."""
-        return all(view.function is None for view in self.views)
+        """Whether all operations may as well run on a device, on whole batches: none is a user's own."""
+        return all(
+            type(operation.transform).__module__.startswith(("feeder.pixels.", "feeder.transforms"))
+            for view in self.views
+            for operation in view.operations
+        )
 
 
 class Views:
@@ -182,9 +178,11 @@ def _compile_view(name: str, transforms: Any, count: Any, first: int) -> View:
     views = as_integer(count)
     if views is None or views < 1:
         raise ConfigError(f"got views={count!r}; give the number of output images of each sample, at least 1")
+    transforms = list(transforms) if isinstance(transforms, Iterator) else transforms
     geometric, following = split(transforms)
     seen: Counter[str] = Counter()
     operations: list[Operation] = []
+    mixer = _taken_mixer(name, following)
     for item in following:
         _check_operation(item, operations)
         operations.append(Operation(transform=item, occurrence=seen[type(item).__name__]))
@@ -202,7 +200,29 @@ def _compile_view(name: str, transforms: Any, count: Any, first: int) -> View:
         count=views,
         first=first,
         operations=tuple(operations),
+        mixer=mixer,
+        placements=describe(transforms),
     )
+
+
+def _taken_mixer(name: str, following: list[Any]) -> Mixer | None:
+    """Return the mixer at the end of operations, taken out of them; raise where it cannot stand."""
+    mixers = [item for item in following if is_mixer(item)]
+    if not mixers:
+        return None
+    kind = type(mixers[0]).__name__
+    if name != IMAGE:
+        raise ConfigError(f"{kind} mixes images with labels, and Views have several batches of images; leave it out")
+    if following[-1] is not mixers[0]:
+        after = type(following[following.index(mixers[0]) + 1]).__name__
+        raise ConfigError(
+            f"{kind} mixes whole batches, and {after} stands behind it: put {kind} last; RandomChoice([MixUp(…),"
+            " CutMix(…)]) takes turns"
+        )
+    following.pop()
+    if any(isinstance(item, PerSample) for item in following):
+        raise ConfigError(f"{kind} stands behind a function, which may give back anything; mix its batches in the loop")
+    return mixers[0]  # type: ignore[no-any-return]
 
 
 def _check_operation(item: Any, before: Sequence[Operation]) -> None:
@@ -218,5 +238,5 @@ def _check_operation(item: Any, before: Sequence[Operation]) -> None:
     normalised = any(isinstance(operation.transform, Normalize) for operation in before)
     if normalised and isinstance(item, Normalize):
         raise ConfigError("Normalize stands twice in the transforms; keep one")
-    if normalised and not isinstance(item, PerSample) and not getattr(item, "on_floats", False):
+    if normalised and not isinstance(item, PerSample) and not getattr(item, "takes_normalized", False):
         raise ConfigError(f"{name} stands behind Normalize and works on uint8 pixels: put it before")

@@ -86,8 +86,7 @@ def stream_epoch(
         pixels: whether to digest pixels, too.
         observe: called with every batch.
     """
-    ids_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    pixels_digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    digests = BatchDigests()
     batches = images = 0
     first: dict[str, Any] = {}
     state: dict[str, Any] | None = None
@@ -100,11 +99,7 @@ def stream_epoch(
             if not first:
                 first = {name: batch[name] for name in ("epoch", "position")}
                 first["first_batch_s"] = time.perf_counter() - start
-            ids = np.asarray(batch["id"]).astype("<i8").tobytes()
-            ids_digest.update(ids)
-            if pixels:
-                pixels_digest.update(ids)
-                pixels_digest.update(image_array(batch).data)
+            digests.add(batch, pixels=pixels)
             valid = int(np.count_nonzero(np.asarray(batch["valid"])))
             batches, images, state = batches + 1, images + valid, batch["state"]
             if observe is not None:
@@ -117,10 +112,36 @@ def stream_epoch(
         steps=batches,
         images=images,
         seconds=time.perf_counter() - start,
-        ids=ids_digest.hexdigest(),
-        pixels=pixels_digest.hexdigest() if pixels else None,
+        ids=digests.ids,
+        pixels=digests.pixels if pixels else None,
     )
     return report, state
+
+
+class BatchDigests:
+    """The digests of `EpochReport`, over batches in the order in which they are added."""
+
+    def __init__(self) -> None:
+        self._ids = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self._pixels = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+
+    def add(self, batch: dict[str, Any], *, pixels: bool = True) -> None:
+        """Add a batch; its pixels only if asked."""
+        ids = np.asarray(batch["id"]).astype("<i8").tobytes()
+        self._ids.update(ids)
+        if pixels:
+            self._pixels.update(ids)
+            self._pixels.update(image_array(batch).data)
+
+    @property
+    def ids(self) -> str:
+        """Of ids."""
+        return self._ids.hexdigest()
+
+    @property
+    def pixels(self) -> str:
+        """Of ids and pixels."""
+        return self._pixels.hexdigest()
 
 
 def image_array(batch: dict[str, Any]) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """``feeder show``: draws one batch as the model gets it, after crop and flip: a PNG contact sheet with keys and labels.
 
 The batch is that of any epoch, step and rank, or the one with which a run would go on from a saved state: a pure
-function of the dataset, the seed and these numbers, so it may be looked at on any machine, long after the run.
+function of the dataset, the seed and these numbers, so it may be looked at on any machine, long after the run, and
+``--digest`` proves that it is the same.
 ``--random N`` draws samples as they are stored instead.
 """
 
@@ -16,6 +17,7 @@ from feeder.errors import ConfigError
 from feeder.placement import Placement, resolve_placement
 from feeder.tools import console
 from feeder.tools.dataset_options import add_dataset_options, check_output, count, open_stream
+from feeder.tools.measuring import BatchDigests
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
@@ -29,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_argument_group("which batch")
     which.add_argument("--epoch", type=count, metavar="N", help="(0)")
     which.add_argument("--step", type=count, metavar="N", help="step of the epoch, from 0 (0)")
+    which.add_argument(
+        "--digest", action="store_true", help="print what 'feeder stream --digest pixels' would of this batch alone"
+    )
     stored = parser.add_argument_group("or samples as they are stored")
     stored.add_argument("--random", type=count, metavar="N", help="N samples drawn with --seed, whole and unchanged")
     stored.add_argument("--class", dest="class_name", metavar="NAME", help="with --random: those of one class")
@@ -45,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--limit is 0; a sheet shows at least 1 image")
     if args.class_name is not None and args.random is None:
         raise ConfigError("--class says which samples --random draws; give that too")
+    if args.random is not None and args.digest:
+        raise ConfigError("--digest is of a batch, and --random draws samples of none; give one of them")
     if args.random is not None and (args.random == 0 or args.state or args.epoch is not None or args.step is not None):
         raise ConfigError("--random draws at least 1 sample, of no batch: without --state, --epoch and --step")
     output = Path(args.output)
@@ -65,6 +72,10 @@ def run(args: argparse.Namespace) -> int:
     draw_batch(dataset, batch, resolve_placement(args.rank, args.world_size), output, args.limit)
     rows, where = len(batch["id"]), f"epoch {batch['epoch']}, position {batch['position']}"
     print(f"{args.output}: {min(args.limit, rows):,} of {rows:,} images, {where}")
+    if args.digest:
+        digests = BatchDigests()
+        digests.add(batch)
+        console.print_figures([("ids", digests.ids), ("pixels", digests.pixels)])
     dataset.close()
     return 0
 

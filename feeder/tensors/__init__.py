@@ -11,9 +11,11 @@ from feeder.optional import load
 
 __all__ = [
     "AVAILABLE",
+    "Deferred",
     "Feed",
     "IterableDataset",
     "data_loader",
+    "deferred",
     "from_arrays",
     "limit_threads",
     "open_feed",
@@ -63,6 +65,21 @@ def worker() -> tuple[int, int]:
 
     info = get_worker_info()
     return (0, 0) if info is None else (info.id, info.num_workers)
+
+
+class Deferred(Protocol):
+    """What remains to be done to a batch on its device; see `feeder.tensors.operations`."""
+
+    def run(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the batch with it done."""
+        ...
+
+
+def deferred(**parts: Any) -> Deferred:
+    """Return what remains to be done to a batch, of its parts."""
+    from feeder.tensors.operations import Deferred as Operations
+
+    return Operations(**parts)
 
 
 def limit_threads() -> None:

@@ -692,3 +692,32 @@ def test_an_audit_log_that_cannot_be_written_stops_nothing(bad_folder, tmp_path,
     warnings = [record.message for record in caplog.records if "audit log" in record.message]
     path = tmp_path / "absent" / "log"
     assert warnings == [f"cannot write the audit log {path}: No such file or directory; training goes on"]
+
+
+def test_a_selection_is_what_is_streamed_and_resumed(folder):
+    """Of 52 samples in classes of 13: two classes, less two samples, and then ten of these."""
+    chosen = {"where": "label in [1, 3]", "exclude": ["b/b-00.jpg", "d/d-12.jpg"], "limit": 20, "arrays": "numpy"}
+    dataset = open_dataset(folder, **chosen)
+    batches = list(dataset)
+    keys = [key for batch in batches for key in batch["key"]]
+    assert len(keys) == len(set(keys)) == 20
+    assert {key[0] for key in keys} == {"b", "d"}
+    assert not {"b/b-00.jpg", "d/d-12.jpg"} & set(keys)
+    resumed = open_dataset(folder, **chosen)
+    resumed.load_state_dict(batches[1]["state"])
+    assert [batch["key"] for batch in resumed] == [batch["key"] for batch in batches[2:]]
+    with pytest.raises(StateError, match="the state belongs to another order than the arguments ask for: copies_"):
+        open_dataset(folder, where="label in [1, 2]").load_state_dict(batches[1]["state"])
+
+
+def test_classes_are_balanced_and_weights_repeat_samples(folder):
+    chosen = {"batch_size": 1, "arrays": "numpy", "balance": "label"}
+    dataset = open_dataset(folder, exclude="label == 2 and key > 'c/c-02.jpg'", **chosen)
+    epochs = [np.concatenate([batch["label"] for batch in dataset]) for _ in range(5)]
+    assert [len(labels) for labels in epochs] == [42] * 5
+    for labels in epochs:
+        assert 3 * 3 <= np.count_nonzero(labels == 2) <= 3 * 4  # each of the three comes 42 / (4 * 3) times
+    assert np.abs(np.bincount(np.concatenate(epochs)) / 5 - 10.5).max() < 1
+    weights = np.where(np.arange(52) < 4, 3.0, 0.0)
+    ids = np.concatenate([batch["id"] for batch in open_dataset(folder, sample_weights=weights, arrays="numpy")])
+    assert np.bincount(ids).tolist() == [3, 3, 3, 3]

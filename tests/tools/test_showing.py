@@ -1,5 +1,6 @@
 """``feeder show``: the batch on the sheet is the batch that was asked for."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from feeder import ImageDataset, presets
 from feeder.shards.building.writing import BuildOptions, build_tables
 from feeder.tools import contact_sheet
 from feeder.tools.main import main
+from feeder.tools.measuring import BatchDigests
+from tests.images import encoded
 from tests.tables import write_table
 
 _SMALL = ("--transform", "imagenet-train:112", "--batch-size", "5")
@@ -69,6 +72,54 @@ def test_a_state_shows_the_batch_that_comes_next(image_folder: Path, tmp_path: P
     larger = ["--transform", "imagenet-train:112", "--batch-size", "7"]
     assert main(["show", str(image_folder), *larger, "--state", str(state), "-o", output]) == 0
     assert drawn[2][0][0] == "epoch 0, position 10, rank 0 of 1, seed 4"
+
+
+def test_a_late_batch_of_one_rank_of_many_is_drawn_again_with_the_same_digests(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step 1,207 of rank 5 of 8: eight ranks run up to it, and one process draws it from the state that one saved."""
+    folder = tmp_path / "many" / "ant"
+    folder.mkdir(parents=True)
+    small = encoded(3, size=(9, 7))
+    for number in range(1210 * 8):
+        (folder / f"{number:05}.jpg").write_bytes(small + number.to_bytes(2, "big"))  # bytes behind the image's end
+    crop = presets.imagenet_train(8)
+    ranks = [
+        ImageDataset(folder, batch_size=1, seed=9, transform=crop, arrays="numpy", rank=rank, world_size=8, threads=1)
+        for rank in range(8)
+    ]
+    start = ranks[0].state_dict() | {"epoch": 2, "position": 1204 * 8}
+    streams = []
+    for dataset in ranks:
+        dataset.load_state_dict(start)
+        streams.append(iter(dataset))
+    steps = [[next(stream) for stream in streams] for _ in range(4)]
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps(steps[2][5]["state"]))
+    assert all(batch["state"] == steps[2][5]["state"] for batch in steps[2])  # behind step 1,206
+    expected = BatchDigests()
+    expected.add(steps[-1][5])
+    assert len({int(batch["id"][0]) for batch in steps[-1]}) == 8
+
+    where = ["--rank", "5", "--world-size", "8", "--batch-size", "1", "--transform", "imagenet-train:8", "--digest"]
+    output = tmp_path / "a.png"
+    assert main(["show", str(folder), "--state", str(state), *where, "-o", str(output)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{output}: 1 of 1 images, epoch 2, position {1207 * 8}",
+        f"ids     {expected.ids}",
+        f"pixels  {expected.pixels}",
+    ]
+    again = ["--seed", "9", "--epoch", "2", "--step", "1207", *where, "-o", str(output)]
+    assert main(["show", str(folder), *again]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [f"ids     {expected.ids}", f"pixels  {expected.pixels}"]
+    assert main(["show", str(folder), *again, "--rank", "4"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] != f"ids     {expected.ids}"
+    stream = ["--state", str(state), *where[:-1], "--steps", "1", "--digest", "pixels", "--json", "-q"]
+    assert main(["stream", str(folder), *stream]) == 0
+    (epoch,) = json.loads(capsys.readouterr().out)["epochs"]
+    assert epoch["digests"] == {"ids": expected.ids, "pixels": expected.pixels}
+    for dataset in ranks:
+        dataset.close()
 
 
 def test_padding_and_bad_samples_are_marked(image_folder: Path, tmp_path: Path, drawn: Drawn) -> None:
@@ -166,6 +217,10 @@ def test_random_samples_of_a_plain_folder(image_folder: Path, tmp_path: Path, dr
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (
+            ["--random", "3", "--digest"],
+            "--digest is of a batch, and --random draws samples of none; give one of them",
+        ),
         (["--class", "cat"], "--class says which samples --random draws; give that too"),
         (
             ["--random", "3", "--step", "1"],
