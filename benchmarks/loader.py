@@ -85,7 +85,7 @@ class _Blank(tensors.IterableDataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         self._epochs.set(epoch)
 
-    def set_transform(self, transform: Any, **options: Any) -> None:
+    def set_transform(self, transform: Any, *, views: int = 1) -> None:
         pass
 
     def state_dict(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Loadable(Streams, Protocol):
 
     def set_epoch(self, epoch: int) -> None: ...
 
-    def set_transform(self, transform: Any, **options: Any) -> None: ...
+    def set_transform(self, transform: Any, *, views: int = 1) -> None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -255,10 +255,10 @@ class Loader:
             self._dataset.set_epoch(epoch)
             self._state = None
 
-    def set_transform(self, transform: Any, **options: Any) -> None:
+    def set_transform(self, transform: Any, *, views: int = 1) -> None:
         """Give the iterations that start from now on other transforms, as `ImageDataset.set_transform` does."""
-        self._dataset.set_transform(transform, **options)
-        call: Call = ("set_transform", (transform,), options)
+        self._dataset.set_transform(transform, views=views)
+        call: Call = ("set_transform", (transform,), {"views": views})
         self._expected = None
         try:
             pickle.dumps(call)
@@ -278,6 +278,10 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process has workers of its own."""
+        return {**self.__dict__, "_source": None, "_feed": None, "_expected": None, "_calls": []}
 
     def _forget_place(self) -> None:
         """End the iteration under way, and the memory of what it handed out."""

@@ -51,7 +51,7 @@ class Numbers:
         if epoch != self.epoch:
             self._epochs.set(epoch)
 
-    def set_transform(self, transform: Any) -> None:
+    def set_transform(self, transform: Any, *, views: int = 1) -> None:
         self.transform = transform
 
     def state_dict(self) -> dict[str, Any]:
