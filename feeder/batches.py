@@ -164,6 +164,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         """What the stages of this process's pipelines have done."""
         return self._counters
 
+    @property
+    def num_positions(self) -> int:
+        """Samples of an epoch, copies included, before training drops the last part of a step."""
+        return self._resolved_plan()[1].num_positions
+
     def global_batch(self, world_size: int | None = None) -> int:
         """Return the samples of a step of all ranks together."""
         world_size = world_size or self._placement().world_size  # ranks with a part of their own

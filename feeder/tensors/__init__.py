@@ -14,7 +14,6 @@ __all__ = [
     "Deferred",
     "Feed",
     "IterableDataset",
-    "data_loader",
     "deferred",
     "from_arrays",
     "limit_threads",
@@ -44,17 +43,6 @@ else:
 def require() -> None:
     """Raise MissingPackageError unless torch can be imported."""
     load("torch")
-
-
-def data_loader(dataset: Any, *, workers: int, start_method: str | None = None) -> Any:
-    """Return a DataLoader that carries the whole batches of ``dataset``; its workers stay from epoch to epoch.
-
-    Raises:
-        MissingPackageError: torch cannot be imported.
-    """
-    return load("torch").utils.data.DataLoader(
-        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start_method, persistent_workers=True
-    )
 
 
 def worker() -> tuple[int, int]:

@@ -5,6 +5,7 @@ import pytest
 
 import feeder
 from feeder.errors import ConfigError, TransformError
+from feeder.pixels.mixing import mixed_rows
 from feeder.program import Views, compile_program
 from feeder.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 
@@ -211,11 +212,13 @@ def test_a_batch_is_mixed_at_its_end_with_draws_of_its_first_sample(image_folder
     plain = open_folder(image_folder, crop).batch(epoch=0, step=2)
     mixed = open_folder(image_folder, [*crop, mixer]).batch(epoch=0, step=2)
     (view,) = compile_program([*crop, mixer]).views
-    lam = float(view.mixing(3, 0, int(plain["id"][0]), 0)["lam"][0])
-    expected = lam * plain["image"] + (1 - lam) * np.roll(plain["image"], 1, axis=0)
-    np.testing.assert_allclose(mixed["image"], expected, atol=1e-5)
-    one_hot = np.eye(3)[plain["label"]]
-    np.testing.assert_allclose(mixed["label"], lam * one_hot + (1 - lam) * np.roll(one_hot, 1, axis=0), atol=1e-6)
+    params = view.mixing(3, 0, int(plain["id"][0]), 0)
+    lam, ring = float(params["lam"][0]), mixed_rows(plain["label"], plain["valid"], 3, params)
+    images, one_hot = plain["image"][ring], np.eye(3)[plain["label"]][ring]
+    expected = lam * images + (1 - lam) * np.roll(images, 1, axis=0)
+    np.testing.assert_allclose(mixed["image"][ring], expected, atol=1e-5)
+    expected = lam * one_hot + (1 - lam) * np.roll(one_hot, 1, axis=0)
+    np.testing.assert_allclose(mixed["label"][ring], expected, atol=1e-6)
     assert mixed["label"].dtype == np.float32
 
 
