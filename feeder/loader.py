@@ -279,6 +279,10 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process has workers of its own."""
+        return {**self.__dict__, "_source": None, "_feed": None, "_expected": None, "_calls": []}
+
     def _forget_place(self) -> None:
         """End the iteration under way, and the memory of what it handed out."""
         self._iteration += 1
