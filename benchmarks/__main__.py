@@ -8,7 +8,7 @@ import platform
 import sys
 from importlib.metadata import version
 
-BENCHMARKS = ("columns", "selection", "order", "shuffle", "engine", "shards", "build", "stream", "pixels")
+BENCHMARKS = ("columns", "selection", "order", "shuffle", "engine", "shards", "build", "stream", "pixels", "loader")
 
 
 def hardware() -> dict[str, object]:

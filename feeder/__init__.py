@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from feeder import presets as presets
+    from feeder.advice import suggest_shuffle as suggest_shuffle
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
     from feeder.foreign import batched as batched
@@ -73,6 +74,7 @@ _HOMES = {
     "batched": "feeder.foreign",
     "mix": "feeder.mixing",
     "per_sample": "feeder.foreign",
+    "suggest_shuffle": "feeder.advice",
 }
 _MODULES = ("presets",)
 
@@ -109,6 +111,7 @@ __all__ = [
     "mix",
     "per_sample",
     "presets",
+    "suggest_shuffle",
 ]
 
 

@@ -17,7 +17,7 @@ from feeder.audit import AuditLog
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
-from feeder.layout import Allocate, Source, Step
+from feeder.layout import MIXER, Allocate, Source, Step
 from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
@@ -165,6 +165,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         """What the stages of this process's pipelines have done."""
         return self._counters
 
+    @property
+    def num_positions(self) -> int:
+        """Samples of an epoch, copies included, before training drops the last part of a step."""
+        return self._resolved_plan()[1].num_positions
+
     def global_batch(self, world_size: int | None = None) -> int:
         """Return the samples of a step of all ranks together."""
         world_size = world_size or self._placement().world_size  # ranks with a part of their own
@@ -308,6 +313,19 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             self._step(plan, epoch, position, placement, global_batch)
         )
         return self.handed_over(self._with_state(batch, settings, global_batch))
+
+    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
+        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
+        params = batch.get("_params")
+        if params is None:
+            return None
+        program = self._sources(self._resolved_plan()[0])[0].program
+        assert program is not None  # encoded images have no operations
+        views = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
+        mixing = next((part[MIXER] for part in params.values() if MIXER in part), None)
+        return tensors.deferred(
+            views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
+        )
 
     def handed_over(self, batch: Batch) -> Batch:
         """Return a batch of `stream` in the kind of arrays that users asked for, without entries of our own."""

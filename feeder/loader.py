@@ -43,7 +43,7 @@ class Loadable(Streams, Protocol):
 
     def set_epoch(self, epoch: int) -> None: ...
 
-    def set_transform(self, transform: Any, **options: Any) -> None: ...
+    def set_transform(self, transform: Any, *, views: int = 1) -> None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -53,6 +53,10 @@ class Loadable(Streams, Protocol):
 
     def handed_over(self, batch: Batch) -> Batch:
         """Return a batch of `stream` in the kind of arrays that users asked for."""
+        ...
+
+    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
+        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
         ...
 
 
@@ -190,8 +194,11 @@ class Loader:
                 taken += 1
             if isinstance(first := ahead.popleft(), Exception):
                 raise first
-            batch = feed.finish(first)
-            del first
+            started, remaining = first
+            batch = feed.finish(started)
+            if remaining is not None:
+                batch = remaining.run(batch)
+            del first, started, remaining
             self._clock.note(DEVICE)
             self._state = batch["state"]
             if taken == steps and not ahead:
@@ -215,7 +222,8 @@ class Loader:
                     f"a worker sent a batch of epoch {batch['epoch']} in epoch {epoch}; the dataset has another length"
                     " there: has its source changed?"
                 )
-            return feed.start(self._dataset.handed_over(batch))
+            remaining = self._dataset.deferred(batch)
+            return feed.start(self._dataset.handed_over(batch)), remaining
         except BaseException as error:
             self._drop_source()
             if isinstance(error, Exception):
@@ -252,10 +260,10 @@ class Loader:
             self._dataset.set_epoch(epoch)
             self._state = None
 
-    def set_transform(self, transform: Any, **options: Any) -> None:
+    def set_transform(self, transform: Any, *, views: int = 1) -> None:
         """Give the iterations that start from now on other transforms, as `ImageDataset.set_transform` does."""
-        self._dataset.set_transform(transform, **options)
-        call: Call = ("set_transform", (transform,), options)
+        self._dataset.set_transform(transform, views=views)
+        call: Call = ("set_transform", (transform,), {"views": views})
         self._expected = None
         try:
             pickle.dumps(call)
@@ -275,6 +283,10 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process has workers of its own."""
+        return {**self.__dict__, "_source": None, "_feed": None, "_expected": None, "_calls": []}
 
     def _forget_place(self) -> None:
         """End the iteration under way, and the memory of what it handed out."""

@@ -118,8 +118,12 @@ class Program:
 
     @property
     def deferrable(self) -> bool:
-        """Whether all operations may as well run on a device, on whole batches: no user's function is among them."""
-        return all(view.function is None for view in self.views)
+        """Whether all operations may as well run on a device, on whole batches: none is a user's own."""
+        return all(
+            type(operation.transform).__module__.startswith(("feeder.pixels.", "feeder.transforms"))
+            for view in self.views
+            for operation in view.operations
+        )
 
 
 class Views:

@@ -4,6 +4,7 @@ import gc
 import itertools
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -405,6 +406,15 @@ def test_closing_ends_the_processes_and_iterating_again_starts_others():
     assert all(map(is_gone, first))
     assert places(loader) == whole(1)
     loader.close()
+
+
+def test_a_copy_in_another_process_has_workers_of_its_own():
+    with Loader(Numbers()) as loader:
+        next(iter(loader))
+        with pickle.loads(pickle.dumps(loader)) as copy:
+            assert copy.state_dict() == {"epoch": 0, "position": 2}
+            assert places(copy) == whole(1)
+            assert pids(copy) != pids(loader)
 
 
 def test_an_iteration_over_a_closed_loader_says_so():

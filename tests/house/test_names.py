@@ -46,6 +46,7 @@ PUBLIC_NAMES = [
     "mix",
     "per_sample",
     "presets",
+    "suggest_shuffle",
 ]
 
 # What a training script beside a user's own `cache.py` and `tools/` does: both its modules and ours are wanted.
