@@ -3,7 +3,7 @@
 # make bench   the benchmarks                     make setup   only the set-up, which the others do by themselves
 # make nightly 10,000 random jobs that change world size, workers and batch on the way, new ones each time; 500 loaders
 # make clean   removes what these made, .venv included
-# make peers   DALI, datasets and polars into .venv (1.3 GB), for the tests that hold our shards against them
+# make peers   what tests hold ours against and use it with, into .venv: DALI, datasets, polars, training frameworks (2 GB)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,8 @@ peers: $(PEERS)
 $(PEERS): $(READY)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
 	    --no-build-isolation --editable '.[peers,dali,webdataset]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
+	    --no-deps --upgrade --target .venv/torchvision torchvision
 	@touch $(PEERS)
 
 demo: $(READY)

@@ -102,6 +102,16 @@ def test_a_loop_that_counts_its_steps_itself_wastes_nothing():
 
 
 @pytest.mark.parametrize("workers", WORKERS)
+def test_an_iterator_of_which_no_batch_is_asked_is_no_epoch(workers):
+    """Lightning makes one to see whether it can, and Accelerate's and torchdata's loaders make some for their state."""
+    with Loader(Numbers(), workers=workers) as loader:
+        iter(loader)
+        iterator = iter(loader)
+        assert (loader.epoch, loader.state_dict()) == (0, {"epoch": 0, "position": 0})
+        assert places(iterator) == whole(0)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
 def test_the_state_is_that_of_what_was_received(workers):
     with Loader(Numbers(), workers=workers) as loader:
         assert loader.state_dict() == {"epoch": 0, "position": 0}
@@ -595,7 +605,7 @@ def test_arguments_that_cannot_work_are_refused(options, sentence):
 def test_a_dataset_that_cannot_be_pickled_is_refused_where_it_must_be():
     loader = Loader(Numbers(fault=lambda epoch, position: None), start_method="spawn")
     with pytest.raises(ConfigError) as caught:
-        iter(loader)
+        next(iter(loader))
     assert str(caught.value).startswith("the dataset cannot be sent to a worker process: ")
     assert str(caught.value).endswith("; define what it uses at the top of a module, or pass start_method='fork'")
     assert loader.epoch == 0
