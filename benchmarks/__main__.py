@@ -8,7 +8,7 @@ import platform
 import sys
 from importlib.metadata import version
 
-BENCHMARKS = ("columns", "selection", "order", "shuffle", "engine", "shards", "build", "stream", "pixels")
+BENCHMARKS = ("columns", "selection", "order", "startup", "shuffle", "engine", "shards", "build", "stream", "pixels")
 
 
 def hardware() -> dict[str, object]:
