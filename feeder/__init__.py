@@ -11,8 +11,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from feeder import presets as presets
+    from feeder.advice import suggest_shuffle as suggest_shuffle
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
+    from feeder.foreign import batched as batched
+    from feeder.foreign import per_sample as per_sample
     from feeder.loader import Loader as Loader
     from feeder.mixing import mix as mix
     from feeder.order import Shuffle as Shuffle
@@ -68,7 +71,10 @@ _HOMES = {
     "Shuffle": "feeder.order",
     "TrivialAugmentWide": "feeder.pixels",
     "Views": "feeder.program",
+    "batched": "feeder.foreign",
     "mix": "feeder.mixing",
+    "per_sample": "feeder.foreign",
+    "suggest_shuffle": "feeder.advice",
 }
 _MODULES = ("presets",)
 
@@ -101,8 +107,11 @@ __all__ = [
     "TrivialAugmentWide",
     "Views",
     "__version__",
+    "batched",
     "mix",
+    "per_sample",
     "presets",
+    "suggest_shuffle",
 ]
 
 

@@ -17,7 +17,7 @@ from feeder.audit import AuditLog
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
-from feeder.layout import Allocate, Source, Step
+from feeder.layout import MIXER, Allocate, Source, Step
 from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
@@ -104,6 +104,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         self._plan: tuple[Settings, Plan] | None = None
         self._pipelines: dict[tuple[Allocate, bool], Pipeline] = {}
         self._state: dict[str, Any] | None = None
+        self._share: tuple[int, int] | None = None  # where this worker process goes on, see `_load_share`
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -164,6 +165,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         """What the stages of this process's pipelines have done."""
         return self._counters
 
+    @property
+    def num_positions(self) -> int:
+        """Samples of an epoch, copies included, before training drops the last part of a step."""
+        return self._resolved_plan()[1].num_positions
+
     def global_batch(self, world_size: int | None = None) -> int:
         """Return the samples of a step of all ranks together."""
         world_size = world_size or self._placement().world_size  # ranks with a part of their own
@@ -218,13 +224,30 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         worker, workers = tensors.worker()
         self._steps_per_epoch(self.global_batch())
         self._resolved_plan()
-        epoch, position = self._epochs.begin(worker, workers)
-        return self._iterate(self.stream(epoch=epoch, position=position, worker=worker, workers=max(1, workers)))
+        if workers == 0:
+            return self._iterate()
+        epoch, position = self._epochs.begin(worker, workers, self._share)
+        self._share = None
+        self._state = self._share_state(epoch, position, worker, workers)
+        return self._iterate_share(epoch, position, worker, workers)
 
-    def _iterate(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield batches as users get them, and keep the state behind the last."""
-        for batch in batches:
+    def _iterate(self) -> Iterator[Batch]:
+        """Yield an epoch's batches as users get them, and keep the state behind the last.
+
+        The iteration counts when its first batch is asked for, so that a state taken before is that of its start.
+        """
+        epoch, position = self._epochs.begin(0, 0)
+        self._state = None
+        for batch in self.stream(epoch=epoch, position=position):
             self._state = batch["state"]
+            yield self.handed_over(batch)
+
+    def _iterate_share(self, epoch: int, position: int, worker: int, workers: int) -> Iterator[Batch]:
+        """Yield a DataLoader worker's batches, every ``workers``-th, and keep the state of the share that is left."""
+        round_of_all = workers * self.global_batch()
+        for batch in self.stream(epoch=epoch, position=position, worker=worker, workers=workers):
+            position += round_of_all
+            self._state = self._share_state(epoch, position, worker, workers)
             yield self.handed_over(batch)
 
     def stream(
@@ -291,6 +314,19 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         )
         return self.handed_over(self._with_state(batch, settings, global_batch))
 
+    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
+        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
+        params = batch.get("_params")
+        if params is None:
+            return None
+        program = self._sources(self._resolved_plan()[0])[0].program
+        assert program is not None  # encoded images have no operations
+        views = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
+        mixing = next((part[MIXER] for part in params.values() if MIXER in part), None)
+        return tensors.deferred(
+            views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
+        )
+
     def handed_over(self, batch: Batch) -> Batch:
         """Return a batch of `stream` in the kind of arrays that users asked for, without entries of our own."""
         images = batch["_images"]
@@ -300,10 +336,12 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
     def state_dict(self) -> dict[str, Any]:
         """Return the state behind the last batch that this process iterated over, as JSON values.
 
+        In a DataLoader worker it is that of the worker's share, which torchdata's StatefulDataLoader collects.
+
         Raises:
             StateError: the batches were made in worker processes, which run ahead of what was received.
         """
-        if self._epochs.in_workers:
+        if tensors.worker()[1] == 0 and self._epochs.in_workers:
             raise StateError(
                 "the batches were made in DataLoader workers, which run ahead of your loop; save the state of the last"
                 " batch you received: batch['state']"
@@ -320,6 +358,10 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         Raises:
             StateError: the state belongs to another dataset or another order, or is damaged; the message names both.
         """
+        worker, workers = tensors.worker()
+        if workers:
+            self._load_share(state, worker, workers)
+            return
         loaded = State.from_json(state)
         settings = self._loaded(loaded, self.global_batch())
         if self._epochs.had_workers and settings != self.order_settings:
@@ -327,11 +369,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
                 "the state has another order than the one that DataLoader workers were started with; load it before the"
                 " first iteration, or open the dataset anew"
             )
-        if (loaded.engine, loaded.pixels) != (self._engine.name, PIXEL_CONTRACT):
-            _log.warning(
-                "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ",
-                *(loaded.engine, loaded.pixels, self._engine.name, PIXEL_CONTRACT),
-            )
+        self._warn_of_other_pixels(loaded)
         plan = self._make_plan(settings)
         if settings != self._loaded_settings:
             self._loaded_settings, self._plan, self._pipelines = settings, (settings, plan), {}
@@ -340,6 +378,44 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             epoch, position = epoch + 1, 0  # the state behind the last batch of an epoch
         self._epochs.set(epoch, position)
         self._state = None
+
+    def _share_state(self, epoch: int, position: int, worker: int, workers: int) -> dict[str, Any]:
+        """Return the state of a DataLoader worker's share: it goes on with its part of the steps from the position."""
+        return {
+            "worker": worker,
+            "workers": workers,
+            "global_batch": self.global_batch(),
+            "rest": self._state_at(self.order_settings, epoch, position).to_json(),
+        }
+
+    def _load_share(self, state: Mapping[str, Any], worker: int, workers: int) -> None:
+        """Make this DataLoader worker go on with its share, which needs what determines the shares to be the same."""
+        loaded = State.from_json(state.get("rest", state))
+        place = {"worker": worker, "workers": workers, "global_batch": self.global_batch()}
+        differing = [
+            f"{name} {state.get(name)} in the state and {here} here"
+            for name, here in place.items()
+            if state.get(name) != here
+        ]
+        if differing:
+            raise StateError(
+                f"the state of a DataLoader worker's share has {', '.join(differing)}; keep num_workers and the global"
+                " batch, or use feeder.Loader, whose state goes on with any"
+            )
+        if self._loaded(loaded, self.global_batch()) != self.order_settings:
+            raise StateError(
+                "the state has another order than the arguments give, which the workers of later epochs will follow;"
+                " give the dataset the seed and shuffle of the run that saved it"
+            )
+        self._warn_of_other_pixels(loaded)
+        self._share, self._state = (loaded.epoch, loaded.position), None
+
+    def _warn_of_other_pixels(self, loaded: State) -> None:
+        if (loaded.engine, loaded.pixels) != (self._engine.name, PIXEL_CONTRACT):
+            _log.warning(
+                "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ",
+                *(loaded.engine, loaded.pixels, self._engine.name, PIXEL_CONTRACT),
+            )
 
     def close(self) -> None:
         """Stop this process's decode threads and release its open files; iterating again opens them anew."""
@@ -372,6 +448,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         if self._plan is None or self._plan[0] != settings:
             self._plan = settings, self._make_plan(settings)
         return self._plan
+
+    def made(self, step: Step) -> Batch:
+        """Return the batch of any samples, made in this process, as `stream` gives them but without a state."""
+        settings, plan = self._resolved_plan()
+        return self._resolved_pipeline(settings, plan, 1).batch(step)
 
     def _step(self, plan: Plan, epoch: int, position: int, placement: Placement, global_batch: int) -> Step:
         samples = plan.rank_batch(epoch, position, global_batch, placement.rank, placement.world_size)

@@ -8,6 +8,7 @@ import numpy as np
 
 from feeder.arguments import as_integer
 from feeder.batches import Arrays, BatchDataset, Delivery
+from feeder.description import describe
 from feeder.errors import ConfigError, StateError
 from feeder.fields import Fields, choose_fields
 from feeder.layout import Source, Step
@@ -167,9 +168,11 @@ class ImageDataset(BatchDataset[OrderSettings]):
             raise IndexError(f"there is no sample {number}; the dataset has {self.num_samples}")
         ids, epoch = np.array([number % self.num_samples]), self.epoch
         samples = RankBatch.of_one(ids, np.zeros(1, np.int64), np.ones(1, np.bool_), epoch)
-        settings, plan = self._resolved_plan()
-        pipeline = self._resolved_pipeline(settings, plan, 1)
-        return row(self.handed_over(pipeline.batch(Step(epoch=epoch, position=0, samples=samples))), 0)
+        return row(self.handed_over(self.made(Step(epoch=epoch, position=0, samples=samples))), 0)
+
+    def __str__(self) -> str:
+        """Return in words which samples come in which order, what runs where, and what it costs."""
+        return describe(self, self.num_samples, {self.name: self._sources(self._requested_settings(1))[0]})
 
     def samples(self) -> Samples:
         """Return the same samples in the same order one by one, for who makes batches elsewhere."""

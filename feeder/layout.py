@@ -104,7 +104,7 @@ class Layout:
         sources: the datasets; all of them give outputs of the same sizes and types.
         allocate: gives the memory of images, of a shape and type.
         pixels_on_device: leave operations on pixels to the caller, who finds in the batch what was drawn for them;
-            where a user's function is among them, or datasets differ in them, they run here all the same.
+            where one of them is a user's own, or datasets differ in them, they run here all the same.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ import numpy as np
 from feeder.arguments import checked_integer, one_of
 from feeder.batches import Batch, BatchDataset, Delivery
 from feeder.dataset import DEFAULT_SEED, ImageDataset, checked_seed
+from feeder.description import describe
 from feeder.errors import ConfigError
 from feeder.layout import Source
 from feeder.mixture import Mixture, MixtureSettings, SourceSettings, integer_weights
@@ -195,6 +196,11 @@ class MixedDataset(BatchDataset[MixtureSettings]):
         ]
         return f"mix({', '.join(parts)})"
 
+    def __str__(self) -> str:
+        """Return in words what the datasets give, in which proportions, what runs where, and what it costs."""
+        sources = self._sources(self._requested_settings(1))
+        return f"{self!r}\n{describe(self, self.num_samples, dict(zip(self.names, sources, strict=True)))}"
+
     def _requested_settings(self, global_batch: int) -> MixtureSettings:
         seed = DEFAULT_SEED if self._seed is None else self._seed
         return self._settings_with(seed, [seed] * len(self.datasets), global_batch)
@@ -241,13 +247,21 @@ class MixedDataset(BatchDataset[MixtureSettings]):
 
     def _check_outputs(self) -> None:
         """Refuse datasets whose samples do not fit into one batch."""
-        outputs = [_output(source) for source in self._sources(self._requested_settings(1))]
+        sources = self._sources(self._requested_settings(1))
+        outputs = [_output(source) for source in sources]
         for name, output in zip(self.names, outputs, strict=True):
             if output != outputs[0]:
                 raise ConfigError(
                     f"{self.names[0]} gives {outputs[0]}, and {name} gives {output}, which cannot be one batch; give"
                     " both transforms of one output size and type, and the same fields"
                 )
+        views = () if sources[0].program is None else sources[0].program.views
+        kinds = [type(view.mixer).__name__ for view in views if view.mixer is not None]
+        if kinds and len({dataset.classes for dataset in self.datasets}) > 1 and not self._classes:
+            raise ConfigError(
+                f"{kinds[0]} blends the classes of a batch, and with labels='own' one number means different classes;"
+                " give labels='union'"
+            )
 
 
 def _output(source: Source) -> str:
@@ -257,7 +271,8 @@ def _output(source: Source) -> str:
         size = "" if view.geometry is None else f" of {view.geometry.size[0]} x {view.geometry.size[1]}"
         kind = np.dtype(view.dtype).name if view.function is None else "put through a function"
         views = "" if view.count == 1 else f" in {view.count} views"
-        parts.append(f"{view.name}{size} {kind}{views}")
+        mixed = "" if view.mixer is None else f" mixed by {view.mixer}"
+        parts.append(f"{view.name}{size} {kind}{views}{mixed}")
     fields = source.fields
     parts += [f"{name} ({kind})" for name, kind in sorted(fields.types.items()) if name not in fields.functions]
     parts += [f"{name} (a mask)" for name in sorted(fields.masks)]

@@ -10,7 +10,7 @@ of crops and flips.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from feeder.arguments import as_integer
 from feeder.augment import Geometry, compile_transforms, sample_keys
 from feeder.errors import ConfigError
-from feeder.foreign import PerSample, split
+from feeder.foreign import PerSample, Placement, describe, split
 from feeder.keyed import UInt64Array, derive_key, draw
 from feeder.pixels import Mixer, Params, PixelTransform, is_mixer
 from feeder.transforms import GEOMETRIC, Normalize
@@ -65,6 +65,7 @@ class View:
         first: number of the first of them, counted over all groups.
         operations: what is done to them afterwards, in order.
         mixer: what mixes the images of a whole batch at the end, or None.
+        placements: of each transform as it was written, where it runs, and why.
     """
 
     name: str
@@ -72,7 +73,8 @@ class View:
     count: int
     first: int
     operations: tuple[Operation, ...]
-    mixer: Mixer | None = None
+    mixer: Mixer | None
+    placements: tuple[Placement, ...]
 
     @property
     def function(self) -> PerSample | None:
@@ -116,8 +118,12 @@ class Program:
 
     @property
     def deferrable(self) -> bool:
-        """Whether all operations may as well run on a device, on whole batches: no user's function is among them."""
-        return all(view.function is None for view in self.views)
+        """Whether all operations may as well run on a device, on whole batches: none is a user's own."""
+        return all(
+            type(operation.transform).__module__.startswith(("feeder.pixels.", "feeder.transforms"))
+            for view in self.views
+            for operation in view.operations
+        )
 
 
 class Views:
@@ -172,6 +178,7 @@ def _compile_view(name: str, transforms: Any, count: Any, first: int) -> View:
     views = as_integer(count)
     if views is None or views < 1:
         raise ConfigError(f"got views={count!r}; give the number of output images of each sample, at least 1")
+    transforms = list(transforms) if isinstance(transforms, Iterator) else transforms
     geometric, following = split(transforms)
     seen: Counter[str] = Counter()
     operations: list[Operation] = []
@@ -194,6 +201,7 @@ def _compile_view(name: str, transforms: Any, count: Any, first: int) -> View:
         first=first,
         operations=tuple(operations),
         mixer=mixer,
+        placements=describe(transforms),
     )
 
 

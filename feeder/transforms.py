@@ -125,11 +125,16 @@ class Normalize:
 
     def apply(self, pixels: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return (…, 3) float32 normalised from (…, 3) uint8, in ``out`` if it is given."""
-        mean, std = np.array(self.mean), np.array(self.std)
-        scale, shift = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+        scale, shift = self.factors
         out = np.multiply(pixels, scale, out=out)
         out += shift
         return out
+
+    @property
+    def factors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What a pixel is multiplied by, and what is then added: float32 (3,) each."""
+        mean, std = np.array(self.mean), np.array(self.std)
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
 
 Geometric = RandomResizedCrop | Resize | CenterCrop | RandomHorizontalFlip

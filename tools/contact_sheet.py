@@ -27,12 +27,12 @@ class Tile:
     """One sample on a sheet.
 
     Attributes:
-        views: (V, H, W, 3) uint8; drawn side by side.
+        views: V of (H, W, 3) uint8; drawn side by side, all of them in the size of the first.
         captions: lines under the views, cut to their width; the first is the darkest.
         mark: why the sample does not count, such as "padding"; crosses the tile out. None for samples that count.
     """
 
-    views: NDArray[np.uint8]
+    views: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
     captions: Sequence[str]
     mark: str | None = None
 
@@ -40,9 +40,9 @@ class Tile:
 def draw_sheet(title: Sequence[str], tiles: Sequence[Tile]) -> Image.Image:
     """Return the sheet, mode RGB.
 
-    All tiles have views of one shape and equally many captions; there is at least one tile.
+    All tiles have equally many views and captions; there is at least one tile.
     """
-    count, height, width, _ = tiles[0].views.shape
+    count, (height, width, _) = len(tiles[0].views), tiles[0].views[0].shape
     height, width = _shown_size(height, width)
     block_width = count * width + (count - 1) * 2
     block_height = height + 4 + _LINE * len(tiles[0].captions)

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from feeder.errors import ConfigError, StateError
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
     from feeder.order import Shuffle
 
+_PASSED_ON = (
+    *("seed", "rank", "world_size", "replicate", "threads", "global_batch_size", "audit_log"),
+    *("where", "exclude", "limit", "sample_weights", "balance"),
+)
 DEFAULT_BATCH = 64  # where neither batch size is given
 
 
@@ -23,17 +27,25 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, transform: str) -> N
     batch.add_argument("--global-batch-size", type=int, metavar="N", help="images a step over all ranks, in its place")
     batch.add_argument("--rank", type=int, metavar="N", help="this rank, from 0 (that of the launcher, else 0)")
     batch.add_argument("--world-size", type=int, metavar="N", help="number of ranks (that of the launcher, else 1)")
+    batch.add_argument("--replicate", type=int, metavar="N", help="ranks in a row that receive the same batches (1)")
     batch.add_argument("--state", metavar="FILE", help="start where this saved state says")
     order = parser.add_argument_group("order")
     order.add_argument("--seed", type=int, metavar="N", help="of order and augmentation (0, or that of the state)")
     order.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=True, help="(on)")
     add_shuffle_options(order)
+    chosen = parser.add_argument_group("selection")
+    chosen.add_argument("--where", metavar="EXPR", help="samples for which it holds, as in 'label in [3, 7]'")
+    chosen.add_argument("--exclude", metavar="EXPR", help="leave out where it holds, or the keys in a file")
+    chosen.add_argument("--limit", type=_limit, metavar="N", help="at most so many, or with 0.1 that part of them")
+    chosen.add_argument("--sample-weights", metavar="COLUMN", help="how often each comes in an epoch, on average")
+    chosen.add_argument("--balance", metavar="COLUMN", help="the same share for each of its values, as for label")
     pixels = parser.add_argument_group("pixels")
     pixels.add_argument("--transform", metavar="PRESET", default=transform, help=f"NAME[:SIZE[:FILTER]] ({transform})")
     pixels.add_argument("--views", type=int, default=1, metavar="N", help="crops of each sample (1)")
     pixels.add_argument("--engine", default="auto", metavar="NAME", help="what decodes (auto)")
     pixels.add_argument("--threads", type=int, metavar="N", help="decode threads of a process (cores it may use)")
     pixels.add_argument("--on-error", choices=("replace", "raise", "mask"), default="replace", help="for bad samples")
+    pixels.add_argument("--audit-log", metavar="FILE", help="add a line of JSON for each bad sample")
 
 
 def add_shuffle_options(order: "argparse._ArgumentGroup") -> None:
@@ -43,7 +55,7 @@ def add_shuffle_options(order: "argparse._ArgumentGroup") -> None:
     order.add_argument("--sticky", action=argparse.BooleanOptionalAction, help="same shards for a lane in every epoch")
 
 
-def open_stream(args: argparse.Namespace, *, arrays: Literal["torch", "numpy"]) -> "ImageDataset":
+def open_stream(args: argparse.Namespace) -> "ImageDataset":
     """Return the dataset that the options describe, at the position of ``--state`` if given.
 
     Options that were not given are not passed on, so that the library's defaults and its refusals hold.
@@ -51,8 +63,10 @@ def open_stream(args: argparse.Namespace, *, arrays: Literal["torch", "numpy"]) 
     from feeder import presets
     from feeder.dataset import ImageDataset
 
-    given = {name: getattr(args, name) for name in ("seed", "rank", "world_size", "threads", "global_batch_size")}
+    given = {name: getattr(args, name) for name in _PASSED_ON}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if args.exclude is not None and Path(args.exclude).is_file():
+        options["exclude"] = Path(args.exclude)
     if args.batch_size is not None or args.global_batch_size is None:
         options["batch_size"] = DEFAULT_BATCH if args.batch_size is None else args.batch_size
     dataset = ImageDataset(
@@ -62,7 +76,7 @@ def open_stream(args: argparse.Namespace, *, arrays: Literal["torch", "numpy"]) 
         views=args.views,
         engine=args.engine,
         on_error=args.on_error,
-        arrays=arrays,
+        arrays="numpy",
         **options,
     )
     if args.state is not None:
@@ -110,6 +124,10 @@ def asked_shuffle(args: argparse.Namespace) -> "bool | Shuffle":
     return Shuffle(**given) if given else bool(args.shuffle)
 
 
+def _limit(text: str) -> int | float:
+    return int(text) if text.isdecimal() else float(text)
+
+
 def _window(text: str) -> int | str:
     return text if text in ("all", "auto") else int(text)
 
@@ -120,4 +138,5 @@ def _lanes(text: str) -> int | str:
 
 # argparse names a type in its sentence by __name__: "invalid number or 'all' value: 'x'"
 count.__name__ = "number"
+_limit.__name__ = "number or fraction"
 _window.__name__, _lanes.__name__ = "number or 'all'", "number or 'auto'"

@@ -43,6 +43,7 @@ COMMANDS = {
     "verify": ("feeder.tools.verifying", "check a dataset for damage"),
     "repair": ("feeder.tools.repairing", "save what is whole of a damaged dataset, and list what is lost"),
     "stream": ("feeder.tools.streaming", "stream batches; print their rate and digests"),
+    "plan": ("feeder.tools.planning", "suggest how to shuffle on a cluster, with memory, traffic and mixing"),
     "show": ("feeder.tools.showing", "draw one batch as the model gets it, or stored samples, as a PNG contact sheet"),
     "demo": ("feeder.tools.demo", "from photographs to shards to batches, with a proof of resume"),
     "doctor": ("feeder.tools.doctor", "say what is installed, what is missing, and how to get it"),

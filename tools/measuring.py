@@ -3,20 +3,17 @@
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder import tensors
-from feeder.errors import FeederError, StalledError
-from feeder.interrupts import workers_ignore_interrupts
 from feeder.tools import console
 
 if TYPE_CHECKING:
-    from feeder.dataset import ImageDataset
+    from feeder.loader import Loader
 
 _DIGEST_BYTES = 16  # 128 bits: no accidental equality, and still legible
 
@@ -59,28 +56,18 @@ class EpochReport:
         }
 
 
-def make_loader(dataset: "ImageDataset", workers: int, start_method: str | None = None) -> Iterable[dict[str, Any]]:
-    """Return what a training loop iterates over: a DataLoader, or without workers the dataset itself."""
-    if workers == 0:
-        return dataset
-    loader: Iterable[dict[str, Any]] = tensors.data_loader(dataset, workers=workers, start_method=start_method)
-    return loader
-
-
 def stream_epoch(
-    dataset: "ImageDataset",
-    loader: Iterable[dict[str, Any]],
+    loader: "Loader",
     *,
     expected: int | None = None,
     steps: int | None = None,
     pixels: bool = False,
     observe: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[EpochReport | None, dict[str, Any] | None]:
-    """Stream the dataset's next epoch; return what came and the state behind it, or (None, None) if nothing did.
+    """Stream a loader's next epoch; return what came and the state behind it, or (None, None) if nothing did.
 
     Args:
-        dataset: what is streamed.
-        loader: what is iterated over, from `make_loader`.
+        loader: of the dataset.
         expected: images to come, for the progress bar.
         steps: stop after so many.
         pixels: whether to digest pixels, too.
@@ -90,12 +77,11 @@ def stream_epoch(
     batches = images = 0
     first: dict[str, Any] = {}
     state: dict[str, Any] | None = None
-    label = f"epoch {dataset.epoch}"
+    label = f"epoch {loader.epoch}"
     start = time.perf_counter()
-    with workers_ignore_interrupts():
-        iterator = iter(loader)  # before the progress bar: workers are forked here, and the bar has a thread
+    iterator = iter(loader)  # before the progress bar: workers are forked here, and the bar has a thread
     with console.progress(expected, label) as advance:
-        for batch in _batches(iterator, steps):
+        for batch in itertools.islice(iterator, steps):
             if not first:
                 first = {name: batch[name] for name in ("epoch", "position")}
                 first["first_batch_s"] = time.perf_counter() - start
@@ -131,7 +117,8 @@ class BatchDigests:
         self._ids.update(ids)
         if pixels:
             self._pixels.update(ids)
-            self._pixels.update(image_array(batch).data)
+            for images in image_arrays(batch):
+                self._pixels.update(images.data)
 
     @property
     def ids(self) -> str:
@@ -144,25 +131,10 @@ class BatchDigests:
         return self._pixels.hexdigest()
 
 
-def image_array(batch: dict[str, Any]) -> NDArray[Any]:
-    """Return the images of a batch, contiguous, (B, H, W, 3) or (B, V, H, W, 3); tensors have their channels first."""
-    image = batch["image"]
-    return np.ascontiguousarray(image if isinstance(image, np.ndarray) else np.moveaxis(np.asarray(image), -3, -1))
-
-
-def _batches(iterator: Iterator[dict[str, Any]], steps: int | None) -> Iterator[dict[str, Any]]:
-    """Yield at most ``steps`` batches; raise what a worker raised as it was raised there."""
-    try:
-        yield from itertools.islice(iterator, steps)
-    except Exception as error:
-        text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: ".removeprefix("builtins.")
-        if "DataLoader worker" not in text:
-            raise
-        if isinstance(error, (FeederError, OSError)) and name in text:  # the sentence ends the traceback in the message
-            raise type(error)(text.rpartition(name)[2].strip()) from error
-        if "killed by signal" in text or "exited unexpectedly" in text:
-            raise StalledError(
-                f"a worker process died ({text.splitlines()[0].strip()}); often memory or /dev/shm is too small: use"
-                " fewer --workers or a smaller batch"
-            ) from error
-        raise
+def image_arrays(batch: dict[str, Any]) -> list[NDArray[Any]]:
+    """Return the images of a batch, contiguous, (B, H, W, 3) or (B, V, H, W, 3): one array for each group of views."""
+    return [
+        np.ascontiguousarray(value if isinstance(value, np.ndarray) else np.moveaxis(np.asarray(value), -3, -1))
+        for value in batch.values()
+        if getattr(value, "ndim", 0) >= 4
+    ]

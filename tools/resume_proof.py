@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from feeder import presets, tensors
+from feeder import presets
 from feeder.dataset import ImageDataset
 from feeder.errors import ConfigError
+from feeder.loader import Loader
 from feeder.order import Shuffle
 from feeder.resources import usable_cores
 from feeder.shards.storage import staged_file
 from feeder.tools import console
 from feeder.tools.dataset_options import DEFAULT_BATCH
-from feeder.tools.measuring import image_array, make_loader, stream_epoch
+from feeder.tools.measuring import image_arrays, stream_epoch
 
 LEAST_IMAGES = 8  # fewer make no epoch that could be stopped in its middle
 WORKERS = 2
@@ -58,7 +59,8 @@ class Recorder:
     def __call__(self, batch: dict[str, Any]) -> None:
         self._ids += np.asarray(batch["id"]).tolist()
         if batch["position"] >= self._position:
-            self._pixels.update(image_array(batch).data)
+            for images in image_arrays(batch):
+                self._pixels.update(images.data)
 
     @property
     def ids(self) -> list[int]:
@@ -90,19 +92,17 @@ def prove_resume(shards: Path, num_samples: int, seed: int, state_file: Path, sa
     broken_off, resumed = Recorder(num_samples), Recorder()
     dataset = open_one_lane(shards, batch, seed)
     dataset.set_epoch(1)
-    _, state = stream_epoch(dataset, dataset, expected=stop * batch, steps=stop, observe=broken_off)
+    _, state = stream_epoch(Loader(dataset, workers=0), expected=stop * batch, steps=stop, observe=broken_off)
     dataset.close()
     with staged_file(state_file) as file:
         file.write(json.dumps(state).encode())
     say("Stop", f"a second run broke off epoch 1 behind {stop} of {steps} steps; its state is in {state_file}")
 
-    workers = WORKERS if tensors.AVAILABLE else 0
-    where = f"in {workers} worker processes" if workers else "in this process"
     dataset = ImageDataset(shards, batch_size=2 * batch, transform=presets.imagenet_train(), rank=0, world_size=1)
-    dataset.load_state_dict(json.loads(state_file.read_bytes()))
-    stream_epoch(dataset, make_loader(dataset, workers), expected=(steps - stop) * batch, observe=resumed)
-    dataset.close()
-    say("Resume", f"a third run went on from there with batches of {2 * batch} {where}")
+    with Loader(dataset, workers=WORKERS) as loader:
+        loader.load_state_dict(json.loads(state_file.read_bytes()))
+        stream_epoch(loader, expected=(steps - stop) * batch, observe=resumed)
+    say("Resume", f"a third run went on from there with batches of {2 * batch} in {WORKERS} worker processes")
 
     failed = next((sentence for held, sentence in _claims(first, undisturbed, broken_off, resumed) if not held), None)
     rest = f"the remaining {len(resumed.ids):,} ids and their pixels are exactly the rest of the undisturbed epoch"
@@ -134,14 +134,16 @@ def _stream_epochs(shards: Path, seed: int, batch: int, recorders: list[Recorder
     dataset = open_one_lane(shards, batch, seed)
     threads = console.format_count(usable_cores(), "thread")
     say("Stream", f"batches of {batch}, random crops of 224 by 224 pixels, engine {dataset.engine}, {threads}")
+    loader = Loader(dataset, workers=0)
     for recorder in recorders:
         cpu_start_s = time.process_time()
-        report, _ = stream_epoch(dataset, dataset, expected=len(dataset) * batch, observe=recorder)
+        report, _ = stream_epoch(loader, expected=len(loader) * batch, observe=recorder)
         assert report is not None  # there is at least one step
         cpu_ms = 1000 * (time.process_time() - cpu_start_s) / report.images
         rate = console.format_rate(report.images, report.seconds)
         say(f"Epoch {report.epoch}", f"{report.images:,} images, {rate}, {cpu_ms:.2f} ms CPU an image")
         say("", f"order digest {report.ids}")
+    loader.close()
     dataset.close()
 
 

@@ -17,7 +17,7 @@ from feeder.errors import ConfigError
 from feeder.placement import Placement, resolve_placement
 from feeder.tools import console
 from feeder.tools.dataset_options import add_dataset_options, check_output, count, open_stream
-from feeder.tools.measuring import BatchDigests
+from feeder.tools.measuring import BatchDigests, image_arrays
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
@@ -39,15 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stored.add_argument("--class", dest="class_name", metavar="NAME", help="with --random: those of one class")
     sheet = parser.add_argument_group("sheet")
     sheet.add_argument("-o", "--output", default="sheet.png", metavar="FILE", help="(sheet.png)")
-    sheet.add_argument("--limit", type=count, default=DEFAULT_LIMIT, metavar="N", help=f"images ({DEFAULT_LIMIT})")
+    sheet.add_argument("--images", type=count, default=DEFAULT_LIMIT, metavar="N", help=f"images ({DEFAULT_LIMIT})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw the sheet and say where it is."""
     if args.state is not None and (args.epoch is not None or args.step is not None):
         raise ConfigError("--state says which batch, and so do --epoch and --step; give one or the other")
-    if args.limit == 0:
-        raise ConfigError("--limit is 0; a sheet shows at least 1 image")
+    if args.images == 0:
+        raise ConfigError("--images is 0; a sheet shows at least 1 image")
     if args.class_name is not None and args.random is None:
         raise ConfigError("--class says which samples --random draws; give that too")
     if args.random is not None and args.digest:
@@ -63,15 +63,15 @@ def run(args: argparse.Namespace) -> int:
         from feeder.tools.stored_samples import show_stored
 
         return show_stored(args.dataset, args.random, seed=args.seed or 0, class_name=args.class_name, output=output)
-    dataset = open_stream(args, arrays="numpy")
+    dataset = open_stream(args)
     if args.state is None:
         batch = dataset.batch(epoch=args.epoch or 0, step=args.step or 0)
     else:
         state = dataset.state_dict()
         batch = dataset.batch_at(epoch=state["epoch"], position=state["position"])
-    draw_batch(dataset, batch, resolve_placement(args.rank, args.world_size), output, args.limit)
+    draw_batch(dataset, batch, resolve_placement(args.rank, args.world_size), output, args.images)
     rows, where = len(batch["id"]), f"epoch {batch['epoch']}, position {batch['position']}"
-    print(f"{args.output}: {min(args.limit, rows):,} of {rows:,} images, {where}")
+    print(f"{args.output}: {min(args.images, rows):,} of {rows:,} images, {where}")
     if args.digest:
         digests = BatchDigests()
         digests.add(batch)
@@ -95,10 +95,15 @@ def draw_batch(
     optional.load("pillow")
     from feeder.tools.contact_sheet import Tile, draw_sheet, save_sheet
 
-    images = batch["image"] if batch["image"].ndim == 5 else batch["image"][:, np.newaxis]
+    groups = [images if images.ndim == 5 else images[:, np.newaxis] for images in image_arrays(batch)]
+    rows = len(batch["id"])
     tiles = [
-        Tile(views=images[row], captions=_captions(dataset.classes, batch, row), mark=_mark(batch, row))
-        for row in range(min(limit, len(images)))
+        Tile(
+            views=[view for images in groups for view in images[row]],
+            captions=_captions(dataset.classes, batch, row),
+            mark=_mark(batch, row),
+        )
+        for row in range(min(limit, rows))
     ]
     sheet = draw_sheet(_title(dataset, batch, placement, len(tiles)), tiles)
     save_sheet(sheet, output)
@@ -106,7 +111,7 @@ def draw_batch(
 
 def _title(dataset: "ImageDataset", batch: dict[str, Any], placement: Placement, shown: int) -> list[str]:
     """Return two lines that say which batch it is."""
-    height, width = batch["image"].shape[-3:-1]
+    height, width = image_arrays(batch)[0].shape[-3:-1]
     step, past = divmod(batch["position"], dataset.global_batch(placement.world_size))
     where = f"position {batch['position']:,}" if past else f"step {step:,}"  # no step of this batch size starts there
     whose = f"rank {placement.rank} of {placement.world_size}, seed {dataset.order_settings.seed}"

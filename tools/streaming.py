@@ -30,7 +30,7 @@ from feeder.placement import Placement, resolve_placement
 from feeder.shards.storage import staged_file
 from feeder.tools import console
 from feeder.tools.dataset_options import add_dataset_options, check_output, count, open_stream
-from feeder.tools.measuring import EpochReport, make_loader, stream_epoch
+from feeder.tools.measuring import EpochReport, stream_epoch
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stream.add_argument("--epoch", type=count, metavar="N", help="first epoch (0, or that of the state)")
     stream.add_argument("--position", type=count, metavar="N", help="samples of the first epoch to leave out (0)")
     stream.add_argument("--steps", type=count, metavar="N", help="stop after so many steps in all")
-    stream.add_argument("--workers", type=count, default=0, metavar="N", help="DataLoader workers (0: this process)")
+    stream.add_argument("--workers", type=count, default=0, metavar="N", help="worker processes (0: this one)")
     stream.add_argument("--start-method", choices=multiprocessing.get_all_start_methods(), help="of workers")
     report = parser.add_argument_group("report")
     report.add_argument("--digest", choices=("ids", "pixels"), default="ids", help="pixels: of ids, and of both (ids)")
@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Stream, and print what came."""
     _check_arguments(args)
-    dataset = open_stream(args, arrays="torch" if args.workers else "numpy")
+    from feeder.loader import Loader
+
+    dataset = open_stream(args)
     position = _seek(dataset, args)
     placement = resolve_placement(args.rank, args.world_size)
     steps_per_epoch = len(dataset)  # refuses an epoch without steps, before anything is printed
@@ -65,13 +67,11 @@ def run(args: argparse.Namespace) -> int:
         _print_head(dataset, args, steps_per_epoch)
     cpu_start_s, start = _cpu_seconds(), time.perf_counter()
     reports: list[EpochReport] = []
-    loader = make_loader(dataset, args.workers, args.start_method)
+    loader = Loader(dataset, workers=args.workers, start_method=args.start_method)
     state, steps_left = None, args.steps
     for _ in range(args.epochs):
         expected = _expected_images(dataset, placement, position, steps_left)
-        report, behind = stream_epoch(
-            dataset, loader, expected=expected, steps=steps_left, pixels=args.digest == "pixels"
-        )
+        report, behind = stream_epoch(loader, expected=expected, steps=steps_left, pixels=args.digest == "pixels")
         if report is None:
             break
         reports.append(report)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             _print_epoch(report)
         if steps_left is not None:
             steps_left -= report.steps
-    del loader  # ends the workers: their CPU time counts from then on
+    loader.close()  # ends the workers: their CPU time counts from then on
     seconds, cpu_s = time.perf_counter() - start, _cpu_seconds() - cpu_start_s
     if args.save_state is not None and state is not None:
         with staged_file(Path(args.save_state)) as file:
@@ -122,7 +122,7 @@ def _seek(dataset: "ImageDataset", args: argparse.Namespace) -> int:
         dataset.load_state_dict({**dataset.state_dict(), "epoch": epoch, "position": position})
         if dataset.epoch != epoch:
             raise ConfigError(
-                f"--position {position} leaves no step of epoch {epoch}: there are {dataset.num_samples} samples, and"
+                f"--position {position} leaves no step of epoch {epoch}: there are {dataset.num_positions} samples, and"
                 f" the global batch is {dataset.global_batch()}"
             )
     return int(dataset.state_dict()["position"])
@@ -131,7 +131,7 @@ def _seek(dataset: "ImageDataset", args: argparse.Namespace) -> int:
 def _expected_images(dataset: "ImageDataset", placement: Placement, position: int, steps: int | None) -> int:
     """Return about how many images of this rank are still to come in the epoch."""
     global_batch = dataset.global_batch(placement.world_size)
-    samples = dataset.num_samples - position
+    samples = dataset.num_positions - position
     if dataset.order_settings.shuffle:
         samples -= samples % global_batch  # training drops the last part of a step
     if steps is not None:

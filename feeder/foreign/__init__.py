@@ -37,7 +37,6 @@ __all__ = [
     "describe",
     "per_sample",
     "split",
-    "unsized",
 ]
 
 Family = Literal["ours", "torchvision", "albumentations", "function", "per sample"]
@@ -134,17 +133,6 @@ def describe(transform: Any) -> tuple[Placement, ...]:
         stopped_by = stopped_by or name
         placements.append(Placement(name=name, where="per sample", why=f"{why}; {manners[number]}"))
     return tuple(placements)
-
-
-def unsized(transform: Any) -> ConfigError:
-    """Return the error of a transform of which the engine can do nothing, where it has to give images of one size."""
-    first = next(row for row in describe(transform) if row.where != "engine")
-    reason = first.why.partition("; ")[0]
-    return ConfigError(
-        f"nothing that the engine can do gives all images one size: {first.name} runs per sample ({reason}); begin with"
-        " feeder.RandomResizedCrop(224), or with feeder.Resize((height, width)), which changes nothing where all images"
-        " have that size already"
-    )
 
 
 def _why_taken(verdict: Verdict | None) -> str:

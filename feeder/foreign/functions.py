@@ -17,13 +17,13 @@ alone, see `feeder.foreign.seeding`.
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from feeder.errors import ConfigError, FeederError, TransformError
 from feeder.foreign.seeding import ALL, Generators, alone, generator, seed
@@ -102,7 +102,7 @@ class PerSample:
             return plain(value)
         if isinstance(value, np.ndarray):
             return value
-        if isinstance(value, Image.Image):
+        if _is_pil(value):
             return np.asarray(value)
         raise TransformError(
             f"transform {self.names[-1]} returned {type(value).__name__}; give back an array, a tensor or a PIL image"
@@ -127,6 +127,10 @@ def shown_as(kind: Kind, pixels: NDArray[Any]) -> Any:
         case "array":
             return pixels
         case "pil":
+            if pixels.dtype != np.uint8:
+                raise ConfigError("an operation that takes PIL images stands behind Normalize; put Normalize last")
+            from PIL import Image
+
             return Image.fromarray(np.ascontiguousarray(pixels))
         case "image":
             return tv_image_of(pixels)
@@ -136,9 +140,15 @@ def shown_as(kind: Kind, pixels: NDArray[Any]) -> Any:
 
 def as_pixels(value: Any) -> Any:
     """Return a PIL image or a (C, H, W) tensor as an array (H, W, C), anything else as it is."""
-    if isinstance(value, Image.Image):
+    if _is_pil(value):
         return np.asarray(value)
     return pixels_of(value) if is_tensor(value) else value
+
+
+def _is_pil(value: Any) -> bool:
+    """Whether a value is a PIL image; where Pillow was never imported, none is."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
 
 
 def in_threads(reason: str) -> str:
@@ -150,7 +160,8 @@ def one_at_a_time(generators: Generators) -> str:
     """Return how operations run that draw from generators of the process."""
     known = {"random": "random", "numpy": "numpy.random", "torch": "torch"}
     names = [known[name] for name in known if name in generators]
-    return f"one at a time: {', '.join(names[:-1])} and {names[-1]} are seeded for each sample"
+    listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"one at a time: {listed} {'is' if len(names) == 1 else 'are'} seeded for each sample"
 
 
 def name_of(function: Any) -> str:

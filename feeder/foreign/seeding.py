@@ -22,7 +22,7 @@ from feeder.tensors.seeding import generator_state, restore_generator, seed_gene
 Generators = frozenset[str]  # of the names below
 
 NONE: Generators = frozenset()
-TORCHVISION: Generators = frozenset({"torch", "random"})  # what its transforms draw from
+TORCH: Generators = frozenset({"torch"})
 ALL: Generators = frozenset({"torch", "random", "numpy"})
 
 _LOW_BITS = 0xFFFFFFFF  # numpy.random.seed takes words of 32 bits

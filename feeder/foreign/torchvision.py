@@ -18,7 +18,7 @@ import numpy as np
 from feeder.errors import ConfigError
 from feeder.foreign.functions import Kind, guarded, in_threads, name_of, one_at_a_time, shown_as
 from feeder.foreign.placing import Lifted, Skipped, Stays, Verdict
-from feeder.foreign.seeding import ALL, NONE, TORCHVISION, Generators, alone, seed
+from feeder.foreign.seeding import ALL, NONE, TORCH, Generators, alone, seed
 from feeder.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 _FROM_PIL = frozenset({"ToImage", "PILToTensor", "ToTensor"})
@@ -30,7 +30,8 @@ _DRAW_NOTHING = frozenset(
     {"CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "LinearTransformation", "Normalize", "PILToTensor"}
     | {"Pad", "RGB", "Resize", "ToDtype", "ToImage", "ToPILImage", "ToPureTensor", "ToTensor"}
 )
-_CHOOSERS = frozenset({"Compose", "RandomApply", "RandomChoice", "RandomOrder"})  # hold other transforms
+_SHUFFLERS = frozenset({"RandomChoice", "RandomOrder"})  # v1's draw from `random`; all else draws from torch
+_CHOOSERS = _SHUFFLERS | {"Compose", "RandomApply"}  # hold other transforms
 _PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's integers, which torchvision takes, too
 _UINT8 = "torch.uint8"
 
@@ -148,9 +149,10 @@ def generators_of(operation: Any) -> Generators:
     name = type(operation).__name__
     if name in _DRAW_NOTHING:
         return NONE
-    if name in _CHOOSERS:
-        return TORCHVISION.union(*(generators_of(inner) for inner in operation.transforms))
-    return ALL if name == "Lambda" else TORCHVISION
+    if name == "Lambda":
+        return ALL
+    own = TORCH | {"random"} if name in _SHUFFLERS and not _is_v2(operation) else TORCH
+    return own.union(*(generators_of(inner) for inner in operation.transforms)) if name in _CHOOSERS else own
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ Names, arguments and defaults are torchvision v2's. What is drawn and what is co
   shears and rotations give what torchvision gives on PIL images (its grids for tensors round elsewhere), and
   `RandomErasing` with noise before `Normalize` writes uniform levels.
 
-`feeder.pixels` computes on the CPU with NumPy (and Pillow, for shears and rotations); `feeder.tensors.pixels` computes
-the same from the same parameters on tensors, on any device, a whole batch at once.
+`feeder.pixels` computes on the CPU with NumPy (and Pillow, for histograms, shears and rotations).
+`feeder.tensors.pixels` computes the same from the same parameters on tensors, on any device, a whole batch at once.
 """
 
 from feeder.pixels.choices import RandomApply, RandomChoice, is_mixer, is_pixel_transform

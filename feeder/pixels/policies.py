@@ -240,8 +240,7 @@ def _change(
             kernels.autocontrast(space.load(image), space)
             space.save(image)
         case "Equalize":
-            kernels.equalize(space.load(image))
-            space.save(image)
+            kernels.equalize(image)
         case "Invert":
             kernels.invert(image)
 

@@ -11,9 +11,10 @@ from feeder.optional import load
 
 __all__ = [
     "AVAILABLE",
+    "Deferred",
     "Feed",
     "IterableDataset",
-    "data_loader",
+    "deferred",
     "from_arrays",
     "limit_threads",
     "open_feed",
@@ -44,17 +45,6 @@ def require() -> None:
     load("torch")
 
 
-def data_loader(dataset: Any, *, workers: int, start_method: str | None = None) -> Any:
-    """Return a DataLoader that carries the whole batches of ``dataset``; its workers stay from epoch to epoch.
-
-    Raises:
-        MissingPackageError: torch cannot be imported.
-    """
-    return load("torch").utils.data.DataLoader(
-        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start_method, persistent_workers=True
-    )
-
-
 def worker() -> tuple[int, int]:
     """Return (id, number of workers) of the DataLoader worker that this process is; (0, 0) in any other process."""
     if not AVAILABLE:
@@ -63,6 +53,21 @@ def worker() -> tuple[int, int]:
 
     info = get_worker_info()
     return (0, 0) if info is None else (info.id, info.num_workers)
+
+
+class Deferred(Protocol):
+    """What remains to be done to a batch on its device; see `feeder.tensors.operations`."""
+
+    def run(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the batch with it done."""
+        ...
+
+
+def deferred(**parts: Any) -> Deferred:
+    """Return what remains to be done to a batch, of its parts."""
+    from feeder.tensors.operations import Deferred as Operations
+
+    return Operations(**parts)
 
 
 def limit_threads() -> None:
@@ -141,7 +146,7 @@ def open_feed(device: str | None) -> Feed:
     Raises:
         ConfigError: there is no such device.
     """
-    if device is None or device == "cpu":
+    if device is None or device in ("cpu", "cpu:0"):  # Accelerate says the latter
         return _HostFeed()
     from feeder.tensors.devices import CudaFeed
 

@@ -221,7 +221,7 @@ def mix(
         return mix(chosen, images, labels, valid, part_of(params, index))
     if not isinstance(mixer, MixUp | CutMix):
         raise ConfigError(f"{type(mixer).__name__} has no form for tensors; let it run on the CPU")
-    rows = mixed_rows(labels, valid, mixer.num_classes)
+    rows = mixed_rows(labels, valid, mixer.num_classes, params)
     lam = float(params["lam"][0])
     if rows.size:
         own, before = (torch.from_numpy(part).to(images.device, non_blocking=True) for part in (rows, np.roll(rows, 1)))

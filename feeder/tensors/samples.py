@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
     """Return a tensor on the CPU, of torch's own type, where tv_tensors are subclasses, and outside of any graph."""
     import torch
 
-    return value.detach().cpu().as_subclass(torch.Tensor)
+    return value.as_subclass(torch.Tensor).detach().cpu()
 
 
 def pixels_of(value: Any) -> NDArray[Any]:

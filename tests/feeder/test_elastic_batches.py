@@ -54,10 +54,12 @@ class Plan:
     seed: int
     shuffle: Shuffle
     weights: tuple[int, int] | None  # None for the first dataset alone
+    selection: dict
 
     def open(self, sources, global_batch, **changes):
         """Open the data of one rank."""
-        chosen = {"transform": TRANSFORM, "shuffle": self.shuffle, "seed": self.seed, "arrays": "numpy", **changes}
+        chosen = {"transform": TRANSFORM, "shuffle": self.shuffle, "seed": self.seed, "arrays": "numpy"}
+        chosen |= {**self.selection, **changes}
         opened = [ImageDataset(source, global_batch_size=global_batch, **chosen) for source in sources]
         if self.weights is None:
             return opened[0]
@@ -74,6 +76,7 @@ plans = st.builds(
         sticky_shards=st.booleans(),
     ),
     weights=st.none() | st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    selection=st.sampled_from([{}, {"where": "label != 1"}, {"balance": "label"}, {"limit": 0.8, "exclude": [0, 7]}]),
 )
 jobs = st.lists(
     st.builds(
@@ -163,6 +166,6 @@ def test_batches_are_those_of_an_undisturbed_job(sources, plan, job):
         undisturbed.close()
         if number and found[number - 1][0] == epoch:
             assert position == sum(found[number - 1][1:3]), "nothing is repeated or left out"
-        if plan.weights is None:
+        if plan.weights is None and "balance" not in plan.selection:
             for row in of_step:
                 assert seen.setdefault((epoch, row[1]), number) == number, "a sample occurs once an epoch"

@@ -315,9 +315,12 @@ def test_after_ctrl_c_while_waiting_the_loader_can_be_used_again():
 JOB = """
 import sys
 sys.modules["torch"] = None
-import os, signal, tempfile
+import multiprocessing.popen_fork, os, signal, tempfile
 from feeder import Loader
 from tests.feeder.workers.streams import Numbers
+if {user} and os.getuid() == 0:
+    os.setgid({user})
+    os.setuid({user})
 loader = Loader(Numbers(), workers=2)
 print(len(list(loader)), flush=True)
 os.kill(os.getpid(), signal.{signal})
@@ -325,15 +328,17 @@ os.kill(os.getpid(), signal.{signal})
 
 
 def test_a_job_that_crashed_leaves_nothing_that_another_could_meet(tmp_path):
-    """Nor do two that run at once: nothing of a loader has a name."""
+    """Nor do two that run at once, of two users where the tests may change theirs: nothing of a loader has a name."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
-    def start(number):
-        command = [sys.executable, "-c", JOB.replace("{signal}", number)]
+    tmp_path.chmod(0o777)
+
+    def start(number, user=0):
+        command = [sys.executable, "-c", JOB.replace("{signal}", number).replace("{user}", str(user))]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
-    jobs = [start("SIGKILL"), start("SIGCONT")]
+    jobs = [start("SIGKILL"), start("SIGCONT", user=65534)]
     assert [job.communicate(timeout=120)[0] for job in jobs] == ["5\n", "5\n"]
     assert [job.returncode for job in jobs] == [-9, 0]
     assert list(tmp_path.iterdir()) == []
-    assert start("SIGCONT").communicate(timeout=120)[0] == "5\n"
+    assert start("SIGCONT", user=65534).communicate(timeout=120)[0] == "5\n"

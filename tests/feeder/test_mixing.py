@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from feeder import ImageDataset, Normalize, RandomHorizontalFlip, RandomResizedCrop, Shuffle, mix
+from feeder import ImageDataset, MixUp, Normalize, RandomHorizontalFlip, RandomResizedCrop, Shuffle, mix
 from feeder.errors import ConfigError, StateError
 from feeder.mixing import Seen
 from tests.images import write_image_folder
@@ -278,6 +278,38 @@ def test_outputs_that_cannot_be_one_batch_are_refused(opened, changes, sentence)
     with pytest.raises(ConfigError) as caught:
         mix([(opened("nets"), 1), (opened("nets", **changes), 1)])
     assert str(caught.value).startswith(sentence)
+
+
+def test_mixers_of_batches_are_those_of_all_datasets(opened):
+    def with_mixer(name, alpha):
+        return opened(name, transform=[*TRAIN, MixUp(alpha=alpha, num_classes=4)])
+
+    blended = mix([(with_mixer("nets", 1.0), 1), (with_mixer("pets", 1.0), 1)], labels="union")
+    batch = next(iter(blended))
+    assert batch["label"].shape == (6, 4)
+    assert set(batch["source"].tolist()) == {0, 1}
+    with pytest.raises(ConfigError) as caught:
+        mix([(with_mixer("nets", 1.0), 1), (with_mixer("pets", 1.0), 1)], labels="own")
+    assert str(caught.value) == (
+        "MixUp blends the classes of a batch, and with labels='own' one number means different classes; give"
+        " labels='union'"
+    )
+    with pytest.raises(ConfigError, match=r"mixed by MixUp\(alpha=1.0, num_classes=4\), and nets-2 gives .*alpha=0.5"):
+        mix([(with_mixer("nets", 1.0), 1), (with_mixer("nets", 0.5), 1)])
+
+
+def test_selections_of_datasets_hold_in_a_mixture(opened):
+    ants = opened("nets", where="label == 0", seed=1)
+    weighted = opened("few", sample_weights=[0.5] * 10, seed=1)
+    dataset = mix([(ants, 12), (weighted, 5)], labels="union", batch_size=17)
+    for epoch in range(3):
+        (batch,) = dataset
+        assert batch["epoch"] == epoch
+        assert sorted(batch["id"][batch["source"] == 0].tolist()) == list(range(12))
+        assert len(set(batch["id"][batch["source"] == 1].tolist())) == 5
+    resumed = mix([(ants, 12), (opened("few", seed=1), 5)], labels="union", batch_size=17)
+    with pytest.raises(StateError, match="few: copies_digest .* in the state and None here"):
+        resumed.load_state_dict(batch["state"])
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,11 @@ import pytest
 
 from feeder import presets
 from feeder.errors import ConfigError
+from feeder.pixels import ColorJitter, GaussianBlur, RandomApply, RandomGrayscale, RandomSolarize
 from feeder.program import compile_program
 from feeder.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
+
+NAMES = "imagenet-train, imagenet-eval, clip, clip-eval, dino"
 
 
 def test_training_is_a_random_resized_crop_and_a_flip():
@@ -23,9 +26,39 @@ def test_evaluation_resizes_to_256_of_224():
     assert presets.imagenet_eval(224, resize=232, interpolation="bicubic")[0] == Resize(232, "bicubic")
 
 
+def test_clip_is_trained_on_nearly_the_whole_image():
+    assert presets.clip() == (RandomResizedCrop(224, (0.9, 1.0), interpolation="bicubic"),)
+    assert presets.clip(336, normalize=True)[1:] == (Normalize(presets.CLIP_MEAN, presets.CLIP_STD),)
+    assert presets.clip_eval(96, normalize=True) == (
+        Resize(96, "bicubic"),
+        CenterCrop(96),
+        Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    )
+
+
+def test_dino_has_two_different_global_views_and_eight_local_ones():
+    program = compile_program(presets.dino(48, 24, normalize=True))
+    assert [(view.name, view.geometry.size, view.geometry.views) for view in program.views] == [
+        ("global_1", (48, 48), 1),
+        ("global_2", (48, 48), 1),
+        ("local", (24, 24), 8),
+    ]
+    assert [view.geometry.box.scale for view in program.views] == [(0.4, 1.0), (0.4, 1.0), (0.05, 0.4)]
+    assert {(view.geometry.interpolation, view.geometry.flip) for view in program.views} == {("bicubic", 0.5)}
+    operations = [[operation.transform for operation in view.operations] for view in program.views]
+    jitter = [RandomApply([ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8), RandomGrayscale(0.2)]
+    last = Normalize(presets.IMAGENET_MEAN, presets.IMAGENET_STD)
+    blur = GaussianBlur(9, (0.1, 2.0))
+    assert operations == [
+        [*jitter, RandomApply([blur], p=1.0), last],
+        [*jitter, RandomApply([blur], p=0.1), RandomSolarize(128, p=0.2), last],
+        [*jitter, RandomApply([blur], p=0.5), last],
+    ]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 160, 224, 299, 512])
 def test_every_size_compiles(size):
-    for make in (presets.imagenet_train, presets.imagenet_eval):
+    for make in (presets.imagenet_train, presets.imagenet_eval, presets.clip, presets.clip_eval):
         (view,) = compile_program(make(size, normalize=True)).views
         assert view.geometry.size == (size, size)
 
@@ -33,6 +66,9 @@ def test_every_size_compiles(size):
 def test_parse():
     assert presets.parse("imagenet-train") == presets.imagenet_train()
     assert presets.parse("imagenet-eval:160") == presets.imagenet_eval(160)
+    assert presets.parse("clip:336") == presets.clip(336)
+    assert presets.parse("clip-eval:224:bilinear") == presets.clip_eval(interpolation="bilinear")
+    assert repr(presets.parse("dino:64:bilinear")) == repr(presets.dino(64, interpolation="bilinear"))
     assert presets.parse("imagenet-train:224:bicubic") == presets.imagenet_train(interpolation="bicubic")
 
 
@@ -41,16 +77,13 @@ def test_parse():
     [
         (
             "imagenet",
-            (
-                "transform 'imagenet' is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is imagenet-train or "
-                "imagenet-eval"
-            ),
+            (f"transform 'imagenet' is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME is one of {NAMES}"),
         ),
         (
             "imagenet-eval:224:bicubic:x",
             (
                 "transform 'imagenet-eval:224:bicubic:x' is not known; write NAME[:SIZE[:INTERPOLATION]], where NAME "
-                "is imagenet-train or imagenet-eval"
+                f"is one of {NAMES}"
             ),
         ),
         (

@@ -5,6 +5,7 @@ import pytest
 
 import feeder
 from feeder.errors import ConfigError, TransformError
+from feeder.pixels.mixing import mixed_rows
 from feeder.program import Views, compile_program
 from feeder.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 
@@ -165,21 +166,44 @@ def test_a_function_that_fails_is_said_with_its_sample(image_folder):
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_what_is_deferred_comes_with_what_was_drawn(image_folder):
-    class Shift(Invert):
-        def draw(self, keys, height, width):
-            return {"shift": (keys % np.uint64(100)).astype(np.uint8)}
+COLOURS = [
+    feeder.ColorJitter(0.4, 0.4, 0.4, 0.1),
+    feeder.RandomGrayscale(0.3),
+    feeder.RandomApply([feeder.GaussianBlur(3)], p=0.5),
+    feeder.RandomSolarize(128, p=0.3),
+    NORMALIZE,
+    feeder.RandomErasing(p=0.5),
+]
 
-        def apply(self, images, params):
-            images += params["shift"][:, None, None, None]
 
-    transform = [RandomResizedCrop(16), Shift(), NORMALIZE]
-    (applied,) = list(open_folder(image_folder, transform, batch_size=36).stream(epoch=0))
-    (deferred,) = list(open_folder(image_folder, transform, batch_size=36).stream(epoch=0, pixels_on_device=True))
-    shift = deferred["_params"]["image"][0]["shift"]
-    assert shift.shape == (36, 1)
-    shifted = deferred["image"] + shift[:, 0, None, None, None]
-    assert np.array_equal(NORMALIZE.apply(shifted), applied["image"])
+@pytest.mark.parametrize("mixer", [feeder.MixUp(num_classes=3), feeder.CutMix(num_classes=3)])
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_device_gives_the_pixels_that_the_host_gives(image_folder, mixer, views):
+    """The last batch has padded rows, which are zeros."""
+    chosen = {"transform": [RandomResizedCrop(16), *COLOURS, mixer], "views": views, "batch_size": 8, "arrays": "auto"}
+    host = list(open_folder(image_folder, **chosen))
+    with feeder.Loader(open_folder(image_folder, **chosen), workers=0, device="cpu", pixels_on_device=True) as loader:
+        device = list(loader)
+    assert len(host) == len(device) == 5
+    for one, other in zip(host, device, strict=True):
+        assert one.keys() == other.keys()
+        assert one["image"].shape == other["image"].shape
+        assert one["image"].stride() == other["image"].stride()
+        np.testing.assert_allclose(one["image"], other["image"], atol=2.1 / 255 / 0.25)
+        assert np.mean(np.abs(np.asarray(one["image"] - other["image"])) > 1e-4) < 0.02
+        np.testing.assert_allclose(one["label"], other["label"], atol=1e-6)
+    assert not host[-1]["image"][4:].any()
+
+
+def test_an_operation_of_a_users_own_is_not_left_to_the_device(image_folder):
+    (batch,) = list(
+        open_folder(image_folder, [RandomResizedCrop(16), Invert()], batch_size=36).stream(
+            epoch=0, pixels_on_device=True
+        )
+    )
+    (plain,) = list(open_folder(image_folder, [RandomResizedCrop(16), Invert()], batch_size=36))
+    assert "_params" not in batch
+    assert np.array_equal(batch["image"], plain["image"])
 
 
 def test_a_batch_is_mixed_at_its_end_with_draws_of_its_first_sample(image_folder):
@@ -188,11 +212,13 @@ def test_a_batch_is_mixed_at_its_end_with_draws_of_its_first_sample(image_folder
     plain = open_folder(image_folder, crop).batch(epoch=0, step=2)
     mixed = open_folder(image_folder, [*crop, mixer]).batch(epoch=0, step=2)
     (view,) = compile_program([*crop, mixer]).views
-    lam = float(view.mixing(3, 0, int(plain["id"][0]), 0)["lam"][0])
-    expected = lam * plain["image"] + (1 - lam) * np.roll(plain["image"], 1, axis=0)
-    np.testing.assert_allclose(mixed["image"], expected, atol=1e-5)
-    one_hot = np.eye(3)[plain["label"]]
-    np.testing.assert_allclose(mixed["label"], lam * one_hot + (1 - lam) * np.roll(one_hot, 1, axis=0), atol=1e-6)
+    params = view.mixing(3, 0, int(plain["id"][0]), 0)
+    lam, ring = float(params["lam"][0]), mixed_rows(plain["label"], plain["valid"], 3, params)
+    images, one_hot = plain["image"][ring], np.eye(3)[plain["label"]][ring]
+    expected = lam * images + (1 - lam) * np.roll(images, 1, axis=0)
+    np.testing.assert_allclose(mixed["image"][ring], expected, atol=1e-5)
+    expected = lam * one_hot + (1 - lam) * np.roll(one_hot, 1, axis=0)
+    np.testing.assert_allclose(mixed["label"][ring], expected, atol=1e-6)
     assert mixed["label"].dtype == np.float32
 
 
@@ -220,3 +246,31 @@ def test_mixers_that_cannot_stand_where_they_do(transforms, sentence):
     with pytest.raises(ConfigError) as caught:
         compile_program(transforms)
     assert str(caught.value) == sentence
+
+
+def test_print_says_what_runs_where_and_what_it_costs(image_folder):
+    def noise(pixels, rng):
+        return noisy(pixels, rng)
+
+    dataset = open_folder(image_folder, [RandomResizedCrop(16), Invert(), noise], limit=20)
+    lines = str(dataset).splitlines()
+    assert lines[0] == f"ImageDataset {image_folder}: 36 samples, digest {dataset.digest}"
+    assert lines[1] == "  order       as stored, not shuffled"
+    assert lines[2] == "  batches     5 steps an epoch, of 4 samples over all ranks"
+    assert lines[3] == "  image       16 x 16, then what the functions give"
+    assert lines[4].startswith("              RandomResizedCrop, in engine pillow: as RandomResizedCrop(size=16,")
+    assert lines[5] == "              Invert, in decode threads: one of shardfeed's own"
+    assert ", per sample: " in lines[6]
+    assert lines[7].startswith("              cost: Invert: 0.")
+    assert lines[8].startswith("  cost        reading: ")
+    assert lines[8].endswith(" ms a sample in one thread; measured over 16 samples")
+    list(dataset)
+    assert str(dataset).endswith("; measured over 36 samples")
+
+
+def test_print_does_not_fail_where_iterating_would(image_folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    text = str(open_folder(image_folder, [RandomResizedCrop(16)]))
+    assert "  order       not settled: the environment has WORLD_SIZE=4 but no RANK; " in text
+    assert "; not measured: the environment has WORLD_SIZE=4 but no RANK; " in text

@@ -42,8 +42,11 @@ PUBLIC_NAMES = [
     "TrivialAugmentWide",
     "Views",
     "__version__",
+    "batched",
     "mix",
+    "per_sample",
     "presets",
+    "suggest_shuffle",
 ]
 
 # What a training script beside a user's own `cache.py` and `tools/` does: both its modules and ours are wanted.

@@ -133,10 +133,10 @@ def test_padding_and_bad_samples_are_marked(image_folder: Path, tmp_path: Path, 
 
 
 def test_views_and_limit(image_folder: Path, tmp_path: Path, drawn: Drawn) -> None:
-    options = ["--views", "3", "--limit", "2", "-o", str(tmp_path / "a.png")]
+    options = ["--views", "3", "--images", "2", "-o", str(tmp_path / "a.png")]
     assert main(["show", str(image_folder), *_SMALL, *options]) == 0
     (title, tiles) = drawn[0]
-    assert [tile.views.shape for tile in tiles] == [(3, 112, 112, 3)] * 2
+    assert [np.shape(tile.views) for tile in tiles] == [(3, 112, 112, 3)] * 2
     assert title[1].startswith("2 of 5 images of 112 by 112 pixels")
 
 
@@ -159,7 +159,7 @@ def test_images_without_labels(image_folder: Path, tmp_path: Path, drawn: Drawn)
             ["--state", "x", "--step", "1"],
             "--state says which batch, and so do --epoch and --step; give one or the other",
         ),
-        (["--limit", "0"], "--limit is 0; a sheet shows at least 1 image"),
+        (["--images", "0"], "--images is 0; a sheet shows at least 1 image"),
         (["-o", "sheet.jpg"], "--output sheet.jpg is no name for a PNG; let it end in .png"),
         (
             [*_SMALL, "--step", "7"],
@@ -237,3 +237,9 @@ def test_refusals_of_random_samples(
     assert capsys.readouterr().err == (
         f"feeder: {image_folder} has no class 'dog' (such as 'ant'); 'feeder inspect' shows its classes\n"
     )
+
+
+def test_views_of_several_sizes_stand_side_by_side(image_folder, tmp_path, capsys):
+    sheet = tmp_path / "dino.png"
+    assert main(["show", str(image_folder), "--transform", "dino:32", "--batch-size", "2", "-o", str(sheet)]) == 0
+    assert sheet.read_bytes()[:4] == b"\x89PNG"

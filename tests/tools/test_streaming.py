@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from feeder import ImageDataset, presets
-from feeder.errors import SampleError, StalledError
 from feeder.tools import measuring
 from feeder.tools.main import main
 
@@ -192,48 +191,20 @@ def test_an_error_in_a_worker_is_the_sentence_it_was_there(
     assert (done.returncode, done.stderr) == (2, error)
 
 
-def _failing(error: Exception) -> Iterator[dict[str, Any]]:
-    raise error
-    yield {}
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (
-            SampleError(
-                "Caught SampleError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-                '  File "x.py", line 1\nfeeder.errors.SampleError: it is bad\n'
-            ),
-            SampleError("it is bad"),
-        ),
-        (
-            FileNotFoundError(
-                "Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback (most recent call"
-                " last):\n"
-                "FileNotFoundError: [Errno 2] No such file or directory: '/x'\n"
-            ),
-            FileNotFoundError("[Errno 2] No such file or directory: '/x'"),
-        ),
-        (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-            StalledError(
-                "a worker process died (DataLoader worker (pid 7) is killed by signal: Killed.); often memory or"
-                " /dev/shm is too small: use fewer --workers or a smaller batch"
-            ),
-        ),
-        (RuntimeError("something else"), RuntimeError("something else")),
-    ],
-)
-def test_errors_of_workers(error: Exception, expected: Exception) -> None:
-    with pytest.raises(type(expected)) as caught:
-        list(measuring._batches(_failing(error), None))
-    assert str(caught.value) == str(expected)
-
-
 def test_images_have_their_channels_last() -> None:
     torch = pytest.importorskip("torch")
     pixels = np.arange(2 * 3 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 3, 4, 5, 3)
     tensor = torch.from_numpy(pixels).movedim(-1, -3)
-    assert np.array_equal(measuring.image_array({"image": tensor}), pixels)
-    assert measuring.image_array({"image": pixels}) is pixels
+    batch = {"id": np.arange(2), "image": tensor, "small": tensor[..., :2]}
+    found = measuring.image_arrays(batch)
+    assert len(found) == 2
+    assert np.array_equal(found[0], pixels)
+    assert np.array_equal(found[1], pixels[:, :, :, :2])
+    assert measuring.image_arrays({"image": pixels})[0] is pixels
+
+
+def test_a_selection_is_streamed(stream: Stream) -> None:
+    found = stream("--where", "label in [0, 1]", "--limit", "10", "--batch-size", "2", "--workers", "1")
+    assert found["images"] == 10
+    assert found["order"]["copies"] is not None
+    assert stream("--balance", "label", "--no-shuffle")["images"] == 36

@@ -14,8 +14,8 @@ import pytest
 import feeder
 import feeder.foreign
 from feeder.errors import ConfigError, TransformError
-from feeder.foreign import PerSample, apply_field, batched, describe, per_sample, split, unsized
-from feeder.foreign.functions import takes_rng
+from feeder.foreign import PerSample, apply_field, batched, describe, per_sample, split
+from feeder.foreign.functions import shown_as, takes_rng
 from tests.images import picture
 from tests.peers import peer
 
@@ -161,12 +161,10 @@ def test_a_type_that_arrays_lack_is_refused(pixels: np.ndarray) -> None:
     assert str(caught.value).endswith(" returned bfloat16, which arrays lack; give back float32")
 
 
-def test_what_gives_no_size_is_told_what_to_write() -> None:
-    assert str(unsized([np.flipud, feeder.foreign.per_sample(np.asarray)])) == (
-        "nothing that the engine can do gives all images one size: flipud runs per sample (a function, of which nothing"
-        " is known); begin with feeder.RandomResizedCrop(224), or with feeder.Resize((height, width)), which changes"
-        " nothing where all images have that size already"
-    )
+def test_pil_images_are_not_made_of_floats(pixels: np.ndarray) -> None:
+    with pytest.raises(ConfigError) as caught:
+        shown_as("pil", pixels.astype(np.float32))
+    assert str(caught.value) == "an operation that takes PIL images stands behind Normalize; put Normalize last"
 
 
 def test_who_takes_rng() -> None:

@@ -1,5 +1,6 @@
 """Pipelines of torchvision: what the engine does of them, and that the rest is what torchvision itself would do."""
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -246,7 +247,9 @@ def test_operations_that_draw_nothing_need_no_lock() -> None:
     }
     assert manners["ToDtype"] == manners["Normalize"] == "in all threads: draws nothing"
     (row,) = describe([v2.RandomApply([v2.Normalize([0.5], [0.5])])])
-    assert row.why == "not a crop, resize or flip; one at a time: random and torch are seeded for each sample"
+    assert row.why == "not a crop, resize or flip; one at a time: torch is seeded for each sample"
+    (row,) = describe([v1.RandomChoice([v1.RandomGrayscale()])])
+    assert row.why.endswith("; one at a time: random and torch are seeded for each sample")
     (row,) = describe([v2.RandomApply([v2.Lambda(double)])])
     assert row.why.endswith("one at a time: random, numpy.random and torch are seeded for each sample")
 
@@ -278,3 +281,9 @@ def test_a_class_in_place_of_an_operation_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         split([v2.RandomResizedCrop])
     assert str(caught.value) == "RandomResizedCrop was given as a class: write RandomResizedCrop(…) with its arguments"
+
+
+def test_the_rest_is_the_same_after_it_was_sent_elsewhere(pixels: np.ndarray) -> None:
+    (rest,) = split(v2.Compose([v2.RandomResizedCrop(32), v2.ColorJitter(0.4), v2.RandomErasing(1.0)]))[1]
+    again = pickle.loads(pickle.dumps(rest))
+    torch.testing.assert_close(again(pixels.copy(), 3), rest(pixels.copy(), 3), rtol=0, atol=0)

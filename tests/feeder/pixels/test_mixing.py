@@ -5,6 +5,7 @@ import pytest
 
 import feeder
 from feeder.errors import ConfigError
+from feeder.pixels.mixing import mixed_rows
 from tests.contracts.pixels import keys, pictures
 from tests.peers import torchvision_transforms
 
@@ -21,21 +22,27 @@ def batches(dtype):
 @pytest.mark.parametrize("mixer", [feeder.MixUp(num_classes=5), feeder.CutMix(num_classes=5)], ids=str)
 @pytest.mark.parametrize("seed", range(5))
 def test_batches_are_torchvisions(mixer, dtype, seed):
-    """torchvision cannot mix uint8 images by MixUp at all; there the floats, rounded half up, are the reference."""
+    """What torchvision gives for the batch in the order of the ring, which it takes as it stands.
+
+    torchvision cannot mix uint8 images by MixUp at all; there the floats, rounded half up, are the reference.
+    """
     v2 = torchvision_transforms()
     import torch
 
     images = batches(dtype)
     params = mixer.draw(keys(1, seed), 20, 16)
     theirs = getattr(v2, type(mixer).__name__)(num_classes=5)
-    tensor, labels = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2), torch.from_numpy(LABELS)
+    ring = mixed_rows(LABELS, VALID, 5, params)
+    tensor = torch.from_numpy(images[ring].astype(np.float32)).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(LABELS[ring])
     lam = float(params["lam"][0])
     given = {"labels": labels, "batch_size": 6, "lam": lam, "lam_adjusted": lam}
     if "box" in params:
         given["box"] = tuple(params["box"][0].tolist())
     expected = theirs.transform(tensor, given).permute(0, 2, 3, 1).numpy()
     expected_labels = theirs.transform(labels, given).numpy()
-    targets = mixer.mix(images, LABELS, VALID, params)
+    targets = mixer.mix(images, LABELS, VALID, params)[ring]
+    images = images[ring]
     if dtype == np.uint8:
         assert np.array_equal(images, np.floor(expected + 0.5).astype(np.uint8))
     else:
@@ -96,13 +103,22 @@ def test_a_choice_of_mixers_does_what_the_chosen_does():
 
 def test_a_label_beyond_the_classes_is_one_sentence():
     with pytest.raises(ConfigError) as caught:
-        feeder.MixUp(num_classes=4).mix(batches(np.uint8), LABELS, VALID, {"lam": np.array([0.5])})
+        feeder.MixUp(num_classes=4).mix(batches(np.uint8), LABELS, VALID, {"lam": np.array([0.5]), "ring": keys(1)})
     assert str(caught.value) == "a label is 4, and MixUp or CutMix has num_classes=4; give at least 5"
 
 
 def test_labels_that_are_no_numbers_of_classes_are_one_sentence():
     with pytest.raises(ConfigError) as caught:
-        feeder.MixUp(num_classes=4).mix(batches(np.uint8), np.eye(6), VALID, {"lam": np.array([0.5])})
+        feeder.MixUp(num_classes=4).mix(batches(np.uint8), np.eye(6), VALID, {"lam": np.array([0.5]), "ring": keys(1)})
     assert str(caught.value) == (
         "MixUp and CutMix need one whole number a sample as label; got float64 of shape (6, 6)"
     )
+
+
+def test_partners_are_drawn_and_not_neighbours():
+    mixer = feeder.CutMix(num_classes=5)
+    labels = np.zeros(64, np.int64)
+    rings = [mixed_rows(labels, np.ones(64, bool), 5, mixer.draw(keys(1, seed), 20, 16)) for seed in range(20)]
+    assert all(sorted(ring) == list(range(64)) for ring in rings)
+    neighbours = [np.mean(np.abs(np.diff(ring)) == 1) for ring in rings]
+    assert np.mean(neighbours) < 0.06  # of 64 rows, two are neighbours of a row: a chance of 1 in 32

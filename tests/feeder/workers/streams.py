@@ -51,7 +51,7 @@ class Numbers:
         if epoch != self.epoch:
             self._epochs.set(epoch)
 
-    def set_transform(self, transform: Any) -> None:
+    def set_transform(self, transform: Any, *, views: int = 1) -> None:
         self.transform = transform
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,6 +66,9 @@ class Numbers:
     def begin_epoch(self) -> tuple[dict[str, Any], int]:
         epoch, position = self._epochs.begin(0, 0)
         return {"epoch": epoch, "position": position}, self.steps - position // self.size
+
+    def deferred(self, batch: dict[str, Any]) -> None:
+        """Nothing remains to be done to these batches."""
 
     def handed_over(self, batch: dict[str, Any]) -> dict[str, Any]:
         return tensors.from_arrays(batch, ("image",)) if self.as_tensors else batch
