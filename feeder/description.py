@@ -52,12 +52,8 @@ def _of_order(dataset: BatchDataset[Any]) -> Iterator[tuple[str, str]]:
     except ConfigError as error:
         yield "order", f"not settled: {error}"
         return
-    if isinstance(settings, OrderSettings) and settings.shuffle:
-        window = "the whole lane" if settings.window is None else f"{settings.window:,} samples"
-        sticky = "the same shards in every epoch" if settings.sticky else "other shards in every epoch"
-        yield "order", f"seed {settings.seed}, lanes {settings.lanes}, window {window}, {sticky}"
-    elif isinstance(settings, OrderSettings):
-        yield "order", "as stored, not shuffled"
+    if isinstance(settings, OrderSettings):
+        yield "order", str(settings)
     else:
         yield "order", f"seed {settings.seed}, epochs of {settings.length:,} samples"
     yield "batches", f"{steps:,} steps an epoch, of {global_batch:,} samples over all ranks"

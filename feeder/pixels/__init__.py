@@ -27,7 +27,7 @@ from feeder.pixels.colour import (
     RandomSolarize,
 )
 from feeder.pixels.erasing import RandomErasing
-from feeder.pixels.mixing import CutMix, MixUp
+from feeder.pixels.mixers import CutMix, MixUp
 from feeder.pixels.policies import AutoAugment, RandAugment, TrivialAugmentWide
 from feeder.pixels.protocol import (
     Mixer,
