@@ -65,7 +65,7 @@ def memory_bytes(root: Path = _ROOT) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedMemorySize:
-    """Size of ``/dev/shm``, where workers of torch's DataLoader hand over batches. Containers often have 64 MiB."""
+    """Size of ``/dev/shm``, by which torch's DataLoader workers hand over batches; 64 MiB in many containers."""
 
     size_bytes: int
     free_bytes: int
