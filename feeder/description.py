@@ -10,12 +10,10 @@ from feeder.errors import ConfigError, FeederError
 from feeder.layout import Source, Step
 from feeder.order import OrderSettings, RankBatch
 from feeder.program import Program, View
-from feeder.stages import DECODE, FIELDS, READ
+from feeder.stages import DECODE, FIELDS, READ, Counts
 
 MEASURED = 16  # samples that are streamed to measure costs, where none were yet
 _WHERE = {"batch": "in decode threads", "per sample": "per sample"}
-
-Counts = Mapping[str, tuple[int, int, float]]
 
 
 def describe(dataset: BatchDataset[Any], num_samples: int, sources: Mapping[str, Source]) -> str:

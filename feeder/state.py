@@ -48,7 +48,6 @@ class State:
             raise StateError(
                 f"the state belongs to {self.order}, and this is one dataset; load it into a feeder.mix of these"
             )
-        _check_selection(self.order, asked, "the dataset")
         _refuse(_differences(self.order, asked, unset))
         return self.order
 
@@ -77,7 +76,6 @@ class State:
             )
         differing = _differences(self.order, asked, {"sources", *unset})
         for mine, theirs, of_source in zip(self.order.sources, asked.sources, unset_of_sources, strict=True):
-            _check_selection(mine.order, theirs.order, mine.name)
             differing += _differences(mine.order, theirs.order, of_source, f"{mine.name}: ")
         _refuse(differing)
         return self.order
@@ -170,17 +168,6 @@ def _differences(mine: Any, asked: Any, unset: Collection[str], of: str = "") ->
         for field in dataclasses.fields(asked)
         if field.name not in unset and getattr(mine, field.name) != getattr(asked, field.name)
     ]
-
-
-def _check_selection(mine: OrderSettings, asked: OrderSettings, name: str) -> None:
-    """Refuse another selection of samples than that of the state, which only its digest is known of."""
-    if mine.copies_digest != asked.copies_digest:
-        kinds = ["all samples" if settings.copies_digest is None else "a selection" for settings in (mine, asked)]
-        kinds[1] = "another selection" if kinds == ["a selection"] * 2 else kinds[1]
-        raise StateError(
-            f"the state belongs to {kinds[0]} of {name}, and the arguments ask for {kinds[1]}; give where, exclude,"
-            " limit, sample_weights and balance as in the run that saved it"
-        )
 
 
 def _refuse(differing: list[str]) -> None:

@@ -115,10 +115,8 @@ def test_what_is_no_state_of_a_mixture_is_refused(path, value, sentence):
 
 
 def test_what_was_left_unset_comes_from_the_state_of_a_mixture():
-    asked = dataclasses.replace(
-        MIXED, seed=0, sources=(dataclasses.replace(NETS, order=dataclasses.replace(ORDER, lanes=1)), FOOD)
-    )
-    assert STATE_OF_MIX.mixture_for(asked, {"seed"}, ({"lanes"}, ())) == MIXED
+    asked = dataclasses.replace(MIXED, seed=0, sources=(dataclasses.replace(NETS, order=FOOD.order), FOOD))
+    assert STATE_OF_MIX.mixture_for(asked, {"seed"}, ({"lanes", "copies_digest"}, ())) == MIXED
     assert STATE_OF_MIX.mixture_for(MIXED, (), NOTHING) == MIXED
     renamed = dataclasses.replace(MIXED, sources=(NETS, dataclasses.replace(FOOD, name="meals")))
     assert STATE_OF_MIX.mixture_for(renamed, (), NOTHING) == MIXED
@@ -146,17 +144,6 @@ def test_another_order_of_a_mixture_is_refused():
         "the state belongs to another order than the arguments ask for: length 4000 in the state and 9 here; nets:"
         " lanes 4 in the state and 2 here; leave them unset to take them from the state"
     )
-
-
-def test_another_selection_is_refused_in_words_of_the_arguments():
-    state = dataclasses.replace(STATE_OF_MIX, order=FOOD.order)
-    remedy = "give where, exclude, limit, sample_weights and balance as in the run that saved it"
-    for digest, found in ((None, "all samples"), ("01", "another selection")):
-        with pytest.raises(StateError) as caught:
-            state.order_for(dataclasses.replace(FOOD.order, copies_digest=digest), ())
-        assert str(caught.value) == (
-            f"the state belongs to a selection of the dataset, and the arguments ask for {found}; {remedy}"
-        )
 
 
 def test_a_mixture_and_a_dataset_do_not_take_each_others_state():
