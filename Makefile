@@ -1,9 +1,9 @@
 # make demo    the whole way once: photos, shards, seeded batches, a proven resume   (PHOTOS=DIR takes your own)
 # make test    the test suite                     make check   format, lint, types, arrows, then the test suite
 # make bench   the benchmarks                     make setup   only the set-up, which the others do by themselves
-# make nightly 10,000 random jobs that change world size, workers and batch on the way; new ones each time
+# make nightly 10,000 random jobs that change world size, workers and batch on the way, new ones each time; 500 loaders
 # make clean   removes what these made, .venv included
-# make peers   DALI, datasets and polars into .venv (1.3 GB), for the tests that hold our shards against them
+# make peers   what tests hold ours against and use it with, into .venv: DALI, datasets, polars, training frameworks (2 GB)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,8 @@ peers: $(PEERS)
 $(PEERS): $(READY)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
 	    --no-build-isolation --editable '.[peers,dali,webdataset]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
+	    --no-deps --upgrade --target .venv/torchvision torchvision
 	@touch $(PEERS)
 
 demo: $(READY)
@@ -43,7 +45,7 @@ bench: $(READY)
 
 nightly: $(READY)
 	FEEDER_NIGHTLY=1 $(BIN)/python -m pytest -q -o faulthandler_timeout=0 \
-	    tests/feeder/test_elasticity.py tests/feeder/test_elastic_batches.py
+	    tests/feeder/test_elasticity.py tests/feeder/test_elastic_batches.py tests/feeder/test_loader.py
 
 clean:
 	rm -rf .venv .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -106,6 +106,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         self._plan: tuple[Settings, Plan] | None = None
         self._pipelines: dict[tuple[Allocate, bool], Pipeline] = {}
         self._state: dict[str, Any] | None = None
+        self._share: tuple[int, int] | None = None  # where this worker process goes on, see `_load_share`
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -225,13 +226,30 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         worker, workers = tensors.worker()
         self._steps_per_epoch(self.global_batch())
         self._resolved_plan()
-        epoch, position = self._epochs.begin(worker, workers)
-        return self._iterate(self.stream(epoch=epoch, position=position, worker=worker, workers=max(1, workers)))
+        if workers == 0:
+            return self._iterate()
+        epoch, position = self._epochs.begin(worker, workers, self._share)
+        self._share = None
+        self._state = self._share_state(epoch, position, worker, workers)
+        return self._iterate_share(epoch, position, worker, workers)
 
-    def _iterate(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield batches as users get them, and keep the state behind the last."""
-        for batch in batches:
+    def _iterate(self) -> Iterator[Batch]:
+        """Yield an epoch's batches as users get them, and keep the state behind the last.
+
+        The iteration counts when its first batch is asked for, so that a state taken before is that of its start.
+        """
+        epoch, position = self._epochs.begin(0, 0)
+        self._state = None
+        for batch in self.stream(epoch=epoch, position=position):
             self._state = batch["state"]
+            yield self.handed_over(batch)
+
+    def _iterate_share(self, epoch: int, position: int, worker: int, workers: int) -> Iterator[Batch]:
+        """Yield a DataLoader worker's batches, every ``workers``-th, and keep the state of the share that is left."""
+        round_of_all = workers * self.global_batch()
+        for batch in self.stream(epoch=epoch, position=position, worker=worker, workers=workers):
+            position += round_of_all
+            self._state = self._share_state(epoch, position, worker, workers)
             yield self.handed_over(batch)
 
     def stream(
@@ -315,10 +333,12 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
     def state_dict(self) -> dict[str, Any]:
         """Return the state behind the last batch that this process iterated over, as JSON values.
 
+        In a DataLoader worker it is that of the worker's share, which torchdata's StatefulDataLoader collects.
+
         Raises:
             StateError: the batches were made in worker processes, which run ahead of what was received.
         """
-        if self._epochs.in_workers:
+        if tensors.worker()[1] == 0 and self._epochs.in_workers:
             raise StateError(
                 "the batches were made in DataLoader workers, which run ahead of your loop; save the state of the last"
                 " batch you received: batch['state']"
@@ -335,6 +355,10 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         Raises:
             StateError: the state belongs to another dataset or another order, or is damaged; the message names both.
         """
+        worker, workers = tensors.worker()
+        if workers:
+            self._load_share(state, worker, workers)
+            return
         loaded = State.from_json(state)
         settings = self._loaded(loaded, self.global_batch())
         if self._epochs.had_workers and settings != self.order_settings:
@@ -342,11 +366,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
                 "the state has another order than the one that DataLoader workers were started with; load it before the"
                 " first iteration, or open the dataset anew"
             )
-        if (loaded.engine, loaded.pixels) != (self._engine.name, PIXEL_CONTRACT):
-            _log.warning(
-                "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ",
-                *(loaded.engine, loaded.pixels, self._engine.name, PIXEL_CONTRACT),
-            )
+        self._warn_of_other_pixels(loaded)
         plan = self._make_plan(settings)
         if settings != self._loaded_settings:
             self._loaded_settings, self._plan, self._pipelines = settings, (settings, plan), {}
@@ -355,6 +375,44 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             epoch, position = epoch + 1, 0  # the state behind the last batch of an epoch
         self._epochs.set(epoch, position)
         self._state = None
+
+    def _share_state(self, epoch: int, position: int, worker: int, workers: int) -> dict[str, Any]:
+        """Return the state of a DataLoader worker's share: it goes on with its part of the steps from the position."""
+        return {
+            "worker": worker,
+            "workers": workers,
+            "global_batch": self.global_batch(),
+            "rest": self._state_at(self.order_settings, epoch, position).to_json(),
+        }
+
+    def _load_share(self, state: Mapping[str, Any], worker: int, workers: int) -> None:
+        """Make this DataLoader worker go on with its share, which needs what determines the shares to be the same."""
+        loaded = State.from_json(state.get("rest", state))
+        place = {"worker": worker, "workers": workers, "global_batch": self.global_batch()}
+        differing = [
+            f"{name} {state.get(name)} in the state and {here} here"
+            for name, here in place.items()
+            if state.get(name) != here
+        ]
+        if differing:
+            raise StateError(
+                f"the state of a DataLoader worker's share has {', '.join(differing)}; keep num_workers and the global"
+                " batch, or use feeder.Loader, whose state goes on with any"
+            )
+        if self._loaded(loaded, self.global_batch()) != self.order_settings:
+            raise StateError(
+                "the state has another order than the arguments give, which the workers of later epochs will follow;"
+                " give the dataset the seed and shuffle of the run that saved it"
+            )
+        self._warn_of_other_pixels(loaded)
+        self._share, self._state = (loaded.epoch, loaded.position), None
+
+    def _warn_of_other_pixels(self, loaded: State) -> None:
+        if (loaded.engine, loaded.pixels) != (self._engine.name, PIXEL_CONTRACT):
+            _log.warning(
+                "the state was made with engine %s (pixel contract %s), this run has %s (%s): pixels may differ",
+                *(loaded.engine, loaded.pixels, self._engine.name, PIXEL_CONTRACT),
+            )
 
     def close(self) -> None:
         """Stop this process's decode threads and release its open files; iterating again opens them anew."""

@@ -83,18 +83,21 @@ class EpochCounter:
             owner = self._owner(os.getpid())
             owner["epoch"], owner["position"], owner["started"], owner["workers"] = epoch, position, 0, 0
 
-    def begin(self, worker: int, workers: int) -> tuple[int, int]:
+    def begin(self, worker: int, workers: int, place: tuple[int, int] | None = None) -> tuple[int, int]:
         """Count an iteration that starts here; return its epoch and first position.
 
         Args:
             worker: 0 … workers - 1, or 0.
             workers: the number of worker processes, or 0 in a process that is no worker.
+            place: the epoch and position at which a worker goes on by its own account; all of an iteration's workers
+                have the epoch in common, and later iterations follow it.
         """
         with self._locked():
             if workers == 0:
                 return self._count(self._owner(os.getpid()), 0)
             pid, creation = _lineage(worker)
-            return self._begin_in_workers(self._owner(pid), creation, workers)
+            begun = self._begin_in_workers(self._owner(pid), creation, workers, place)
+            return begun if place is None else place
 
     @property
     def epoch(self) -> int:
@@ -144,7 +147,9 @@ class EpochCounter:
         owners[place] = (pid, epoch, position, 0, 0, 0)
         return owners[place]
 
-    def _begin_in_workers(self, owner: Any, creation: int, workers: int) -> tuple[int, int]:
+    def _begin_in_workers(
+        self, owner: Any, creation: int, workers: int, place: tuple[int, int] | None
+    ) -> tuple[int, int]:
         """Return where the iteration starts that a worker begins: one that another worker began, or the next."""
         if self._turns_of != os.getpid():
             self._turns, self._turns_of = 0, os.getpid()
@@ -160,10 +165,12 @@ class EpochCounter:
         if found.size:
             iteration = iterations[found[0]]
             return int(iteration["epoch"]), int(iteration["position"])
+        if place is not None:
+            owner["epoch"], owner["position"], owner["started"] = *place, 0
         begun = self._count(owner, workers)
-        place = int(self._memory["iterations_seen"]) % _ITERATIONS
+        slot = int(self._memory["iterations_seen"]) % _ITERATIONS
         self._memory["iterations_seen"] += 1
-        iterations[place] = (owner["pid"], creation, workers, turn, *begun)
+        iterations[slot] = (owner["pid"], creation, workers, turn, *begun)
         return begun
 
     @staticmethod

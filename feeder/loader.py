@@ -19,6 +19,8 @@ from feeder.workers.serving import Streams
 
 Batch = dict[str, Any]
 
+# With the three batches that a worker has under way, enough for a loop that works by fits and starts: where each fourth
+# step took as long as four batches, steps took 195 ms with 1, 166 with 2, 167 with 4 and 161 with 8 (decoding: 115).
 PREFETCH = 2
 
 _START_METHODS = ("fork", "spawn", "forkserver")
@@ -84,8 +86,8 @@ class Loader:
         workers: processes that make batches, each with the dataset's decode threads; 0 makes them in this process.
         prefetch: batches that are ready and wait for the loop, at most; a worker has about three more under way.
         prefetch_bytes: the most bytes that wait so, in addition; one batch always may.
-        device: where batches are copied to, "cuda" or "cuda:1", on a stream beside the loop's own; "cpu" and None leave
-            them in the host's memory.
+        device: where batches are copied to, "cuda" or "cuda:1" or a ``torch.device``, on a stream beside the loop's
+            own; "cpu" and None leave them in the host's memory.
         pixels_on_device: whether operations on pixels (colours, normalising) run there: True, False, or "auto" for
             where ``device`` is a GPU.
         start_method: of worker processes: "fork", "spawn", "forkserver", or None for the platform's default.
@@ -101,11 +103,12 @@ class Loader:
         workers: int = 1,
         prefetch: int = PREFETCH,
         prefetch_bytes: int | None = None,
-        device: str | None = None,
+        device: object = None,
         pixels_on_device: bool | Literal["auto"] = "auto",
         start_method: str | None = None,
     ) -> None:
         self._dataset = dataset
+        self._device = None if device is None else str(device)
         self._options = PoolOptions(
             workers=checked_integer("workers", workers, least=0),
             start_method=None if start_method is None else one_of("start_method", start_method, _START_METHODS),
@@ -113,11 +116,12 @@ class Loader:
             prefetch_bytes=None
             if prefetch_bytes is None
             else checked_integer("prefetch_bytes", prefetch_bytes, least=1),
-            pixels_on_device=_on_device(pixels_on_device, device),
+            pixels_on_device=_on_device(pixels_on_device, self._device),
         )
-        if device is not None and not dataset.as_tensors:
-            raise ConfigError(f"device is {device!r}, but the dataset gives NumPy arrays; leave device or arrays out")
-        self._device = device
+        if self._device is not None and not dataset.as_tensors:
+            raise ConfigError(
+                f"device is {self._device!r}, but the dataset gives NumPy arrays; leave device or arrays out"
+            )
         self._feed: tensors.Feed | None = None
         self._clock = StallClock()
         self._source: WorkerPool | LocalSource | None = None
@@ -155,6 +159,9 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches of the next epoch, or of the rest of the one in which a loaded state stands.
 
+        The iteration begins, and counts, when its first batch is asked for: who makes an iterator to see whether that
+        can be done, as Lightning does, uses up no epoch.
+
         Raises:
             ConfigError: arguments of the dataset that cannot work in this process, or a dataset that cannot be sent to
                 a worker.
@@ -168,7 +175,7 @@ class Loader:
             source.begin(state, tuple(self._calls))
             self._calls.clear()
         self._expected, self._state = None, state
-        return self._batches(source, feed, self._dataset.deferring(), state, steps)
+        yield from self._batches(source, feed, self._dataset.deferring(), state, steps)
 
     def _batches(
         self,
@@ -292,6 +299,10 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process has workers of its own."""
+        return {**self.__dict__, "_source": None, "_feed": None, "_expected": None, "_calls": []}
 
     def _forget_place(self) -> None:
         """End the iteration under way, and the memory of what it handed out."""

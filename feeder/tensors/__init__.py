@@ -146,7 +146,7 @@ def open_feed(device: str | None) -> Feed:
     Raises:
         ConfigError: there is no such device.
     """
-    if device is None or device == "cpu":
+    if device is None or device in ("cpu", "cpu:0"):  # Accelerate says the latter
         return _HostFeed()
     from feeder.tensors.devices import CudaFeed
 

@@ -4,6 +4,7 @@ import gc
 import itertools
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -24,13 +25,6 @@ WORKERS = [0, 1, 3]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes of 13 small images."""
     return write_image_folder(tmp_path_factory.mktemp("data") / "images", classes=("a", "b", "c", "d"), per_class=13)
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests are started by no launcher."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def images_of(folder, **changes):
@@ -98,6 +92,16 @@ def test_a_loop_that_counts_its_steps_itself_wastes_nothing():
         for epoch in range(3):
             assert places(itertools.islice(loader, len(loader))) == whole(epoch)
         assert loader._source._generation == 1  # nothing was begun again
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_iterator_of_which_no_batch_is_asked_is_no_epoch(workers):
+    """Lightning makes one to see whether it can, and Accelerate's and torchdata's loaders make some for their state."""
+    with Loader(Numbers(), workers=workers) as loader:
+        iter(loader)
+        iterator = iter(loader)
+        assert (loader.epoch, loader.state_dict()) == (0, {"epoch": 0, "position": 0})
+        assert places(iterator) == whole(0)
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -397,6 +401,15 @@ def test_closing_ends_the_processes_and_iterating_again_starts_others():
     loader.close()
 
 
+def test_a_copy_in_another_process_has_workers_of_its_own():
+    with Loader(Numbers()) as loader:
+        next(iter(loader))
+        with pickle.loads(pickle.dumps(loader)) as copy:
+            assert copy.state_dict() == {"epoch": 0, "position": 2}
+            assert places(copy) == whole(1)
+            assert pids(copy) != pids(loader)
+
+
 def test_an_iteration_over_a_closed_loader_says_so():
     loader = Loader(Numbers())
     batches = iter(loader)
@@ -585,7 +598,7 @@ def test_arguments_that_cannot_work_are_refused(options, sentence):
 def test_a_dataset_that_cannot_be_pickled_is_refused_where_it_must_be():
     loader = Loader(Numbers(fault=lambda epoch, position: None), start_method="spawn")
     with pytest.raises(ConfigError) as caught:
-        iter(loader)
+        next(iter(loader))
     assert str(caught.value).startswith("the dataset cannot be sent to a worker process: ")
     assert str(caught.value).endswith("; define what it uses at the top of a module, or pass start_method='fork'")
     assert loader.epoch == 0

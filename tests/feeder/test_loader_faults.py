@@ -29,13 +29,6 @@ from tests.feeder.workers.streams import (
 from tests.images import write_image_folder
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests are started by no launcher."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stall is one after a fraction of a second, and a process that does not hear is killed at once."""
@@ -245,7 +238,8 @@ def test_a_function_that_never_returns_is_an_error_that_shows_it(impatient):
     assert is_gone(pid)
 
 
-def test_a_slow_function_that_makes_progress_is_no_stall(impatient):
+def test_a_slow_function_that_makes_progress_is_no_stall(impatient, monkeypatch):
+    monkeypatch.setattr(process, "STALL_LIMIT_S", 1.0)  # less than all steps take, and far more than one does
     with Loader(Numbers(steps=8, fault=_slow), prefetch=1) as loader:
         assert len(list(loader)) == 8
 
@@ -315,9 +309,12 @@ def test_after_ctrl_c_while_waiting_the_loader_can_be_used_again():
 JOB = """
 import sys
 sys.modules["torch"] = None
-import os, signal, tempfile
+import multiprocessing.popen_fork, os, signal, tempfile
 from feeder import Loader
 from tests.feeder.workers.streams import Numbers
+if {user} and os.getuid() == 0:
+    os.setgid({user})
+    os.setuid({user})
 loader = Loader(Numbers(), workers=2)
 print(len(list(loader)), flush=True)
 os.kill(os.getpid(), signal.{signal})
@@ -325,15 +322,17 @@ os.kill(os.getpid(), signal.{signal})
 
 
 def test_a_job_that_crashed_leaves_nothing_that_another_could_meet(tmp_path):
-    """Nor do two that run at once: nothing of a loader has a name."""
+    """Nor do two that run at once, of two users where the tests may change theirs: nothing of a loader has a name."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
-    def start(number):
-        command = [sys.executable, "-c", JOB.replace("{signal}", number)]
+    tmp_path.chmod(0o777)
+
+    def start(number, user=0):
+        command = [sys.executable, "-c", JOB.replace("{signal}", number).replace("{user}", str(user))]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
-    jobs = [start("SIGKILL"), start("SIGCONT")]
+    jobs = [start("SIGKILL"), start("SIGCONT", user=65534)]
     assert [job.communicate(timeout=120)[0] for job in jobs] == ["5\n", "5\n"]
     assert [job.returncode for job in jobs] == [-9, 0]
     assert list(tmp_path.iterdir()) == []
-    assert start("SIGCONT").communicate(timeout=120)[0] == "5\n"
+    assert start("SIGCONT", user=65534).communicate(timeout=120)[0] == "5\n"
