@@ -1,11 +1,12 @@
 """`BatchDataset`: iterating over whole batches, at any world size, with a state; what all datasets of ours share."""
 
 import copy
+import functools
 import logging
 import multiprocessing.context
 import os
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -22,6 +23,7 @@ from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
 from feeder.placement import Placement, Replicate, data_placement, local_world_size, resolve_placement
+from feeder.program import Program
 from feeder.resources import usable_cores
 from feeder.stages import Counters
 from feeder.state import State
@@ -314,18 +316,12 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         )
         return self.handed_over(self._with_state(batch, settings, global_batch))
 
-    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
-        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
-        params = batch.get("_params")
-        if params is None:
-            return None
-        program = self._sources(self._resolved_plan()[0])[0].program
-        assert program is not None  # encoded images have no operations
-        views = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
-        mixing = next((part[MIXER] for part in params.values() if MIXER in part), None)
-        return tensors.deferred(
-            views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
-        )
+    def deferral(self) -> "Callable[[Batch], tensors.Deferred | None]":
+        """Return what tells, of a batch of the streams that start now, what remains to be done on a device; or None.
+
+        Transforms that are set later do not change it.
+        """
+        return functools.partial(_deferred, self._sources(self._resolved_plan()[0])[0].program)
 
     def handed_over(self, batch: Batch) -> Batch:
         """Return a batch of `stream` in the kind of arrays that users asked for, without entries of our own."""
@@ -498,6 +494,19 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
             engine=self._engine.name,
             pixels=PIXEL_CONTRACT,
         )
+
+
+def _deferred(program: Program | None, batch: Batch) -> "tensors.Deferred | None":
+    """Return what of a program remains to be done to a batch; None where nothing does."""
+    params = batch.get("_params")
+    if params is None:
+        return None
+    assert program is not None  # encoded images have no operations
+    views = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
+    mixing = next((part[MIXER] for part in params.values() if MIXER in part), None)
+    return tensors.deferred(
+        views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
+    )
 
 
 def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) -> tuple[int | None, int | None]:

@@ -184,9 +184,8 @@ class ImageDataset(BatchDataset[OrderSettings]):
         Workers of a DataLoader that are kept from epoch to epoch do not see it: make a new DataLoader, or use
         `feeder.Loader`, whose own `set_transform` reaches them.
         """
-        program = _compile(transform, views, self._program is not None)
-        self.close()
-        self._program = program
+        self._program = _compile(transform, views, self._program is not None)
+        self._pipelines = {}  # iterations under way keep theirs
 
     def close(self) -> None:
         """Stop this process's decode threads and release its open files; iterating again opens them anew."""

@@ -180,7 +180,7 @@ class MixedDataset(BatchDataset[MixtureSettings]):
         """
         for dataset in self.datasets:
             dataset.set_transform(transform, views=views)
-        super().close()
+        self._pipelines = {}  # iterations under way keep theirs
 
     def close(self) -> None:
         """Stop this process's decode threads and release open files; iterating again opens them anew."""
