@@ -1,13 +1,13 @@
 """`BatchDataset`: iterating over whole batches, at any world size, with a state; what all datasets of ours share."""
 
 import copy
+import functools
 import logging
 import multiprocessing.context
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
 from feeder.placement import Placement, Replicate, data_placement, local_world_size, resolve_placement
-from feeder.program import OURS, View
+from feeder.program import OURS, Program
 from feeder.resources import usable_cores
 from feeder.stages import Counters
 from feeder.state import State
@@ -316,13 +316,12 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         )
         return self.handed_over(self._with_state(batch, settings, global_batch))
 
-    def deferring(self) -> Callable[[Batch], "tensors.Deferred | None"]:
-        """Return what says, of a batch of a `stream` through the transforms as they are now, what its device has to do.
+    def deferral(self) -> "Callable[[Batch], tensors.Deferred | None]":
+        """Return what tells, of a batch of the streams that start now, what remains to be done on a device; or None.
 
-        None where nothing remains to be done.
+        Transforms that are set later do not change it.
         """
-        program = self._sources(self._resolved_plan()[0])[0].program
-        return partial(_deferred, () if program is None else program.views)
+        return functools.partial(_deferred, self._sources(self._resolved_plan()[0])[0].program)
 
     def handed_over(self, batch: Batch) -> Batch:
         """Return a batch of `stream` in the kind of arrays that users asked for, without entries of our own."""
@@ -500,14 +499,17 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         )
 
 
-def _deferred(views: tuple[View, ...], batch: Batch) -> "tensors.Deferred | None":
-    """Return what remains to be done on a device to a batch; None where nothing does."""
+def _deferred(program: Program | None, batch: Batch) -> "tensors.Deferred | None":
+    """Return what of a program remains to be done to a batch; None where nothing does."""
     params = batch.get("_params")
     if params is None:
         return None
-    drawn = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
+    assert program is not None  # encoded images have no operations
+    views = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
     mixing = next((part[MIXER] for part in params.values() if MIXER in part), None)
-    return tensors.deferred(views=views, params=drawn, mixing=mixing, label=batch["label"], valid=batch["valid"])
+    return tensors.deferred(
+        views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
+    )
 
 
 def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) -> tuple[int | None, int | None]:

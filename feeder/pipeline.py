@@ -113,8 +113,9 @@ class Pipeline:
             while pending:
                 yield self._finish(pending.popleft())
         finally:
-            for waiting in pending:
-                waiting.cancel()
+            if self.usable:  # in a fork a thread that is not there may hold what cancelling needs
+                for waiting in pending:
+                    waiting.cancel()
 
     def batch(self, step: Step, *, noted: bool = True) -> dict[str, Any]:
         """Return the batch of one step that was asked for by itself, which does not count as streamed.
@@ -156,6 +157,8 @@ class Pipeline:
 
     def _await(self, pending: "_Pending") -> None:
         """Wait for a batch's chunks; raise what one raised."""
+        if not self.usable:
+            raise ConfigError("this iteration began before the process was forked; begin another one here")
         try:
             for chunk in pending.chunks:
                 _wait(chunk, pending.batch.step)

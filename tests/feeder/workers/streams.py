@@ -67,7 +67,7 @@ class Numbers:
         epoch, position = self._epochs.begin(0, 0)
         return {"epoch": epoch, "position": position}, self.steps - position // self.size
 
-    def deferring(self) -> Callable[[dict[str, Any]], None]:
+    def deferral(self) -> Callable[[dict[str, Any]], None]:
         """Nothing remains to be done to these batches."""
         return lambda batch: None
 
