@@ -23,7 +23,7 @@ from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
 from feeder.placement import Placement, Replicate, data_placement, local_world_size, resolve_placement
-from feeder.program import Program
+from feeder.program import OURS, Program
 from feeder.resources import usable_cores
 from feeder.stages import Counters
 from feeder.state import State
@@ -53,7 +53,7 @@ class Delivery:
     on_error: OnError
     max_bad_fraction: float
     arrays: Arrays
-    audit_log: str | None
+    audit_log: str | os.PathLike[str] | None
 
     def __post_init__(self) -> None:
         sizes = _checked_batch_sizes(self.batch_size, self.global_batch_size)
@@ -61,7 +61,7 @@ class Delivery:
             "batch_size": sizes[0],
             "global_batch_size": sizes[1],
             "threads": None if self.threads is None else checked_integer("threads", self.threads, least=1),
-            "audit_log": None if self.audit_log is None else os.fspath(self.audit_log),
+            "audit_log": None if self.audit_log is None else _checked_path("audit_log", self.audit_log),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -264,7 +264,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
     ) -> Generator[Batch, None, None]:
         """Return the batches of the rest of an epoch as NumPy arrays: every ``workers``-th from the ``worker``-th on.
 
-        Entries that begin with an underscore are for `handed_over`.
+        They have entries of our own, which `handed_over` takes out.
 
         Args:
             epoch, position: where to start.
@@ -326,7 +326,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
     def handed_over(self, batch: Batch) -> Batch:
         """Return a batch of `stream` in the kind of arrays that users asked for, without entries of our own."""
         images = batch["_images"]
-        batch = {name: value for name, value in batch.items() if not name.startswith("_")}
+        batch = {name: value for name, value in batch.items() if name not in OURS}
         return tensors.from_arrays(batch, images) if self._delivery.as_tensors else batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -446,9 +446,12 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         return self._plan
 
     def made(self, step: Step) -> Batch:
-        """Return the batch of any samples, made in this process, as `stream` gives them but without a state."""
+        """Return the batch of any samples, made in this process, as `stream` gives them but without a state.
+
+        It stands at no place of a run, so nothing is written of bad samples.
+        """
         settings, plan = self._resolved_plan()
-        return self._resolved_pipeline(settings, plan, 1).batch(step)
+        return self._resolved_pipeline(settings, plan, 1).batch(step, noted=False)
 
     def _step(self, plan: Plan, epoch: int, position: int, placement: Placement, global_batch: int) -> Step:
         samples = plan.rank_batch(epoch, position, global_batch, placement.rank, placement.world_size)
@@ -520,6 +523,13 @@ def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) 
     if batch_size is not None:
         return checked_integer("batch_size", batch_size, least=1), None
     return None, checked_integer("global_batch_size", global_batch_size, least=1)
+
+
+def _checked_path(name: str, value: Any) -> str:
+    """Return a path as text."""
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{name} is {value!r}; it must be the path of a file")
+    return os.fspath(value)
 
 
 def _checked_count(name: str, value: Any) -> int:

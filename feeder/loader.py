@@ -362,6 +362,8 @@ class TupleLoader:
 
 def _on_device(pixels_on_device: object, device: str | None) -> bool:
     """Return whether operations on pixels are left to the device."""
+    if device is not None and not isinstance(device, str):
+        raise ConfigError(f"device is {device!r}; it must be None, 'cpu', 'cuda' or 'cuda:N'")
     if pixels_on_device == "auto":
         return device is not None and device.startswith("cuda")
     if not isinstance(pixels_on_device, bool):
