@@ -8,7 +8,19 @@ import platform
 import sys
 from importlib.metadata import version
 
-BENCHMARKS = ("columns", "selection", "order", "shuffle", "engine", "shards", "build", "stream", "pixels", "loader")
+BENCHMARKS = (
+    "columns",
+    "selection",
+    "order",
+    "shuffle",
+    "startup",
+    "engine",
+    "shards",
+    "build",
+    "stream",
+    "pixels",
+    "loader",
+)
 
 
 def hardware() -> dict[str, object]:

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,25 @@ def leave_page_cache(folder: Path) -> None:
 
 def _measure(folder: str, cache: str, expression: str) -> dict[str, float]:
     """Measure in this process, which has done nothing yet but import."""
-    idle_kib = status_kib("RssAnon")
-    peak_kib = idle_kib
+    with watched_memory() as memory:
+        start = time.perf_counter()
+        columns = dataset_columns(folder, cache)
+        opened = time.perf_counter()
+        selection = select(columns, expression)
+        selection.mask()
+        end = time.perf_counter()
+    return {
+        "selected": selection.num_selected,
+        "manifest_s": opened - start,
+        "seconds": end - start,
+        **memory,
+    }
+
+
+@contextmanager
+def watched_memory() -> Iterator[dict[str, float]]:
+    """Give a dictionary that holds, at the end, how far anonymous memory grew within, and the peak of all memory."""
+    idle_kib = peak_kib = status_kib("RssAnon")
     done = threading.Event()
 
     def watch() -> None:
@@ -127,21 +145,14 @@ def _measure(folder: str, cache: str, expression: str) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.perf_counter()
-    columns = dataset_columns(folder, cache)
-    opened = time.perf_counter()
-    selection = select(columns, expression)
-    selection.mask()
-    end = time.perf_counter()
-    done.set()
-    watcher.join()
-    return {
-        "selected": selection.num_selected,
-        "manifest_s": opened - start,
-        "seconds": end - start,
-        "anonymous_mib": max(1.0, (peak_kib - idle_kib) / 1024),
-        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    found: dict[str, float] = {}
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+    found["anonymous_mib"] = max(1.0, (peak_kib - idle_kib) / 1024)
+    found["rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def status_kib(name: str) -> float:

@@ -47,7 +47,7 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
 
 
 def _row(kind: str, way: str, results: list[dict[str, float]], alone: list[dict[str, float]]) -> dict[str, Any]:
-    figures = {name: statistics.median(result[name] for result in results) for name in results[0]}
+    figures = {name: statistics.median_high(result[name] for result in results) for name in results[0]}
     ratio = statistics.median(a["cpu_ms"] / b["cpu_ms"] for a, b in zip(results, alone, strict=True))
     return {"dataset": kind, "way": way, "cpu_over_in_the_loop": ratio, **figures}
 
@@ -170,7 +170,7 @@ def _measure(kind: str, way: str, folder: str, epochs: int, batch: int) -> dict[
         "first_batch_s": first_batch_s,
         "epoch_gap_s": statistics.median(gaps),
         "peak_mb": memory / 1e6,
-        "dev_shm_mb": max(0, shared) / 1e6,
+        "dev_shm_mb": max(0, shared) // 1_000_000,
     }
 
 

@@ -2,16 +2,14 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.columns import SAMPLES, SHARDS, status_kib, write_dataset
+from benchmarks.columns import SAMPLES, SHARDS, watched_memory, write_dataset
 from feeder.order import Order, resolve_settings
 from feeder.selection import choose
 from feeder.shards.reading.opening import open_dataset
@@ -58,34 +56,22 @@ def run(*, tiny: bool) -> list[dict[str, Any]]:
 def _measure(folder: str, arguments: dict[str, Any]) -> dict[str, float]:
     """Measure in this process, which has done nothing yet but import and read the manifest."""
     reader = open_dataset(folder)
-    idle_kib = peak_kib = status_kib("RssAnon")
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak_kib
-        while not done.wait(0.01):
-            peak_kib = max(peak_kib, status_kib("RssAnon"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    copies = choose(reader, **arguments)
-    chosen = time.perf_counter()
-    assert copies is not None
-    samples = reader.manifest.segments.samples
-    settings = resolve_settings(
-        True, seed=0, segment_samples=samples, shuffled_when_written=True, global_batch=2048, copies=copies
-    )
-    Order(samples, settings, copies)
-    end = time.perf_counter()
-    done.set()
-    watcher.join()
+    with watched_memory() as memory:
+        start = time.perf_counter()
+        copies = choose(reader, **arguments)
+        chosen = time.perf_counter()
+        assert copies is not None
+        samples = reader.manifest.segments.samples
+        settings = resolve_settings(
+            True, seed=0, segment_samples=samples, shuffled_when_written=True, global_batch=2048, copies=copies
+        )
+        Order(samples, settings, copies)
+        end = time.perf_counter()
     return {
         "rows": copies.num_rows,
         "choose_s": chosen - start,
         "order_s": end - chosen,
-        "anonymous_mib": max(1.0, (peak_kib - idle_kib) / 1024),
-        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **memory,
     }
 
 

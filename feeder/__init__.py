@@ -11,7 +11,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from feeder import presets as presets
-    from feeder.advice import suggest_shuffle as suggest_shuffle
     from feeder.dataset import ImageDataset as ImageDataset
     from feeder.errors import FeederError as FeederError
     from feeder.foreign import batched as batched
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from feeder.pixels import RandomSolarize as RandomSolarize
     from feeder.pixels import TrivialAugmentWide as TrivialAugmentWide
     from feeder.program import Views as Views
+    from feeder.shuffle_advice import suggest_shuffle as suggest_shuffle
     from feeder.transforms import CenterCrop as CenterCrop
     from feeder.transforms import Normalize as Normalize
     from feeder.transforms import RandomHorizontalFlip as RandomHorizontalFlip
@@ -74,7 +74,7 @@ _HOMES = {
     "batched": "feeder.foreign",
     "mix": "feeder.mixing",
     "per_sample": "feeder.foreign",
-    "suggest_shuffle": "feeder.advice",
+    "suggest_shuffle": "feeder.shuffle_advice",
 }
 _MODULES = ("presets",)
 

@@ -29,8 +29,8 @@ SEED_LIMIT = 1 << 127  # what `feeder.keyed.derive_key` takes
 class ImageDataset(BatchDataset[OrderSettings]):
     """Whole batches of decoded, augmented images, in an order that is a pure function of seed, epoch and position.
 
-    Works in ``DataLoader(dataset, batch_size=None, num_workers=…)`` under fork, spawn and forkserver, and on its own. A
-    batch is a dictionary of
+    `feeder.Loader` makes its batches in worker processes; so does torch's ``DataLoader(dataset, batch_size=None,
+    num_workers=…)`` under fork, spawn and forkserver; and it may be iterated on its own. A batch is a dictionary of
 
     - ``image``: uint8, (B, 3, H, W) in torch's channels_last memory format, or (B, H, W, 3) as NumPy; (B, V, …) with
       V > 1 views; float32 when the transform ends with `Normalize`; what a user's function gave, where one comes last;

@@ -10,12 +10,10 @@ from feeder.errors import ConfigError, FeederError
 from feeder.layout import Source, Step
 from feeder.order import OrderSettings, RankBatch
 from feeder.program import Program, View
-from feeder.stages import DECODE, FIELDS, READ
+from feeder.stages import DECODE, FIELDS, READ, Counts
 
 MEASURED = 16  # samples that are streamed to measure costs, where none were yet
 _WHERE = {"batch": "in decode threads", "per sample": "per sample"}
-
-Counts = Mapping[str, tuple[int, int, float]]
 
 
 def describe(dataset: BatchDataset[Any], num_samples: int, sources: Mapping[str, Source]) -> str:
@@ -52,12 +50,8 @@ def _of_order(dataset: BatchDataset[Any]) -> Iterator[tuple[str, str]]:
     except ConfigError as error:
         yield "order", f"not settled: {error}"
         return
-    if isinstance(settings, OrderSettings) and settings.shuffle:
-        window = "the whole lane" if settings.window is None else f"{settings.window:,} samples"
-        sticky = "the same shards in every epoch" if settings.sticky else "other shards in every epoch"
-        yield "order", f"seed {settings.seed}, lanes {settings.lanes}, window {window}, {sticky}"
-    elif isinstance(settings, OrderSettings):
-        yield "order", "as stored, not shuffled"
+    if isinstance(settings, OrderSettings):
+        yield "order", str(settings)
     else:
         yield "order", f"seed {settings.seed}, epochs of {settings.length:,} samples"
     yield "batches", f"{steps:,} steps an epoch, of {global_batch:,} samples over all ranks"

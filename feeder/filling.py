@@ -15,7 +15,7 @@ from feeder.errors import ConfigError, TransformError
 from feeder.fields import read_values
 from feeder.foreign import PerSample, apply_field
 from feeder.keyed import derive_key, draw
-from feeder.layout import Batch, Layout, Source, mask_entry
+from feeder.layout import Batch, Layout, Source, entry_name
 from feeder.program import Operation, Program, View
 from feeder.shards.reading.rows import Rows
 from feeder.stages import DECODE, FIELDS, READ, Counters
@@ -147,7 +147,7 @@ class Filler:
             failures: dict[int, str] = {}
             cut = [view for view in program.views if view.geometry is not None]
             for view, window in zip(cut, windows, strict=True):
-                entry = mask_entry(program.views, view, name)
+                entry = entry_name(program.views, view, name)
                 failures |= decode_masks(masks, window, batch.masks[entry][rows])
         return {offset: f"has a {name} that {reason}" for offset, reason in failures.items()}
 

@@ -130,7 +130,7 @@ class Layout:
             results={view.name: [None] * size for view in views if view.function is not None},
             encoded=[b""] * size if model.program is None else None,
             masks={
-                mask_entry(views, view, name): np.zeros((size, view.count, *view.geometry.size), np.uint8)
+                entry_name(views, view, name): np.zeros((size, view.count, *view.geometry.size), np.uint8)
                 for view in views
                 for name in model.fields.masks
                 if view.geometry is not None
@@ -195,13 +195,10 @@ class Layout:
                 label = mixer.mix(entries[views[0].name], batch.label, batch.valid, mixed)
         entries |= {"label": label, "id": batch.ids, "key": batch.keys, "valid": batch.valid}
         for view in views:
-            prefix = "" if len(views) == 1 and view.name == "image" else f"{view.name}."
-            one = view.count == 1
-            entries[f"{prefix}crop"] = batch.crops[view.name][:, 0] if one else batch.crops[view.name]
-            entries[f"{prefix}flip"] = batch.flips[view.name][:, 0] if one else batch.flips[view.name]
-            for name in model.fields.masks:
-                mask = batch.masks[mask_entry(views, view, name)]
-                entries[f"{prefix}{name}"] = mask[:, 0] if one else mask
+            arrays = {"crop": batch.crops[view.name], "flip": batch.flips[view.name]}
+            arrays |= {name: batch.masks[entry_name(views, view, name)] for name in model.fields.masks}
+            for name, array in arrays.items():
+                entries[entry_name(views, view, name)] = array[:, 0] if view.count == 1 else array
         for name, values in batch.values.items():
             entries[name] = stack_values(model.fields, name, values, batch.valid, batch.keys)
         entries |= {"size": batch.size, "epoch": batch.step.epoch, "position": batch.step.position}
@@ -249,7 +246,8 @@ def _shape(value: Any) -> str:
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def mask_entry(views: tuple[View, ...], view: View, name: str) -> str:
+def entry_name(views: tuple[View, ...], view: View, name: str) -> str:
+    """Return what something of a view is called in a batch: "crop", or "local.crop" where there are several groups."""
     return name if len(views) == 1 and view.name == "image" else f"{view.name}.{name}"
 
 

@@ -19,6 +19,8 @@ from feeder.workers.serving import Streams
 
 Batch = dict[str, Any]
 
+# With the three batches that a worker has under way, enough for a loop that works by fits and starts: where each fourth
+# step took as long as four batches, steps took 195 ms with 1, 166 with 2, 167 with 4 and 161 with 8 (decoding: 115).
 PREFETCH = 2
 
 _START_METHODS = ("fork", "spawn", "forkserver")

@@ -37,6 +37,9 @@ Int64Array = NDArray[np.int64]
 
 ALGORITHM = 1  # changes when the same settings would give another order; part of every state
 
+DEFAULT_WINDOW_SHARDS = 8
+MIN_SEGMENTS_A_LANE = 16  # fewer would make a lane's window most of the lane
+
 COUNT_LIMIT = 1 << 62  # of epochs and positions: with all that is added to them they stay in 63 bits
 
 _FRACTION_BITS = 16  # window keys are fixed-point numbers: the same on every machine
@@ -95,6 +98,14 @@ class OrderSettings:
     window: int | None
     sticky: bool
     copies_digest: str | None = None
+
+    def __str__(self) -> str:
+        """Return the settings in words."""
+        if not self.shuffle:
+            return "as stored, not shuffled"
+        lanes = f"{self.lanes:,} lane{'' if self.lanes == 1 else 's'}"
+        window = "the whole lane" if self.window is None else f"{self.window:,} samples"
+        return f"seed {self.seed}, {lanes}, window {window}, {'same' if self.sticky else 'other'} shards in every epoch"
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings and the algorithm's version as JSON values; equal ones give equal orders."""
@@ -453,11 +464,11 @@ def resolve_settings(
     samples = int(np.sum(segment_samples)) if copies is None else copies.num_rows
     window_shards = chosen.window_shards
     if window_shards == "auto":
-        window_shards = 8 if shuffled_when_written else "all"
+        window_shards = DEFAULT_WINDOW_SHARDS if shuffled_when_written else "all"
     window = None if window_shards == "all" else window_shards * samples // max(1, segments)
     lanes = chosen.lanes
     if lanes == "auto":
-        most = max(1, min(1024, global_batch // 64, segments // 16, samples))
+        most = max(1, min(1024, global_batch // 64, segments // MIN_SEGMENTS_A_LANE, samples))
         lanes = 1 << (most.bit_length() - 1)
     return OrderSettings(
         seed=seed, shuffle=True, lanes=lanes, window=window, sticky=chosen.sticky_shards, copies_digest=digest

@@ -4,8 +4,8 @@ A `Program` has one view group for each size of output. A group's crop, resize a
 engine executes in one resampling while it decodes; its operations run on the output afterwards, in the order in which
 they were written.
 
-Random numbers: the stream of an operation is ``draw(stream of the output image, derive_key(label))``, the label made of
-the operation's name and which one of that name it is. So adding another operation changes none of its draws, nor those
+Random numbers: the stream of an operation starts from that of the output image and is named by its class and which one
+of that class it is (`feeder.pixels.operation_stream`). So adding another operation changes none of its draws, nor those
 of crops and flips.
 """
 
@@ -21,8 +21,8 @@ from feeder.arguments import as_integer
 from feeder.augment import Geometry, compile_transforms, sample_keys
 from feeder.errors import ConfigError
 from feeder.foreign import PerSample, Placement, describe, split
-from feeder.keyed import UInt64Array, derive_key, draw
-from feeder.pixels import Mixer, Params, PixelTransform, is_mixer
+from feeder.keyed import UInt64Array, draw
+from feeder.pixels import Mixer, Params, PixelTransform, is_mixer, numbered_name, operation_stream
 from feeder.transforms import GEOMETRIC, Normalize
 
 IMAGE = "image"  # the name of the views of a program that has one group
@@ -46,12 +46,11 @@ class Operation:
         """What it is called: the name of its stage."""
         if isinstance(self.transform, PerSample):
             return ", ".join(self.transform.names)
-        name = type(self.transform).__name__
-        return f"{name} {self.occurrence + 1}" if self.occurrence else name
+        return numbered_name(self.transform, self.occurrence)
 
     def keys(self, keys: UInt64Array) -> UInt64Array:
         """Return the keys of its own streams, from those of output images."""
-        return draw(keys, derive_key(f"pixels.{type(self.transform).__name__}", self.occurrence))
+        return operation_stream(self.transform, self.occurrence, keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +92,7 @@ class View:
         assert self.mixer is not None
         assert self.geometry is not None
         keys = self.keys(seed, epoch, np.array([sample_id]), np.array([copy]))[:, 0]
-        return self.mixer.draw(draw(keys, derive_key(f"pixels.{type(self.mixer).__name__}", 0)), *self.geometry.size)
+        return self.mixer.draw(operation_stream(self.mixer, 0, keys), *self.geometry.size)
 
     def keys(self, seed: int, epoch: int, ids: NDArray[np.int64], copies: NDArray[np.int64]) -> UInt64Array:
         """Return the (n, V) keys of output images."""

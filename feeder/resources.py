@@ -64,20 +64,20 @@ def memory_bytes(root: Path = _ROOT) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedMemory:
-    """Size of ``/dev/shm``, where DataLoader workers hand over their batches. Containers often have 64 MiB of it."""
+class SharedMemorySize:
+    """Size of ``/dev/shm``, by which torch's DataLoader workers hand over batches; 64 MiB in many containers."""
 
     size_bytes: int
     free_bytes: int
 
 
-def shared_memory(root: Path = _ROOT) -> SharedMemory | None:
+def shared_memory_size(root: Path = _ROOT) -> SharedMemorySize | None:
     """Return the size of ``/dev/shm``; None where there is no such directory (macOS)."""
     try:
         status = os.statvfs(root / "dev/shm")
     except OSError:
         return None
-    return SharedMemory(size_bytes=status.f_blocks * status.f_frsize, free_bytes=status.f_bavail * status.f_frsize)
+    return SharedMemorySize(size_bytes=status.f_blocks * status.f_frsize, free_bytes=status.f_bavail * status.f_frsize)
 
 
 def _v2_groups(root: Path) -> Iterator[Path]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feeder.order import Order
-from feeder.shuffle_prediction import Concordance, Layout, share_of_pairs_in_lanes
+from feeder.shuffle_prediction import Concordance, ShuffleModel, share_of_pairs_in_lanes
 
 Int64Array = NDArray[np.int64]
 
@@ -138,7 +138,7 @@ def pairs_alike(values: NDArray[Any]) -> int:
     return int((lengths * (lengths - 1)).sum()) // 2
 
 
-def shares_met_again(order: Order, layout: Layout, parts: Collection[int], epochs: int) -> dict[int, float | None]:
+def shares_met_again(order: Order, model: ShuffleModel, parts: Collection[int], epochs: int) -> dict[int, float | None]:
     """Return the share of pairs of a batch, whole (1 part) or of R ranks, that share a batch in the next epoch.
 
     If lanes keep their shards, some lanes are followed and stand for all: pairs of one lane and pairs of two are
@@ -155,13 +155,12 @@ def shares_met_again(order: Order, layout: Layout, parts: Collection[int], epoch
         first, second = (np.argsort(np.concatenate(ids)) for ids in (before, after))  # the same ids: see above
         lane = np.repeat(np.arange(lanes), list(map(len, before)))[first]
         for part, met in found.items():
-            places = (_batch_numbers(order, layout.global_batch, part, lengths) for lengths in (before, after))
+            places = (_batch_numbers(order, model.global_batch, part, lengths) for lengths in (before, after))
             met.add(lane, *(numbers[order_] for numbers, order_ in zip(places, (first, second), strict=True)))
     # Without a second lane to follow: two lanes take the same share of their samples in every step, each at random.
-    chance = 1 / max(1, order.steps(layout.global_batch))
+    chance = 1 / max(1, order.steps(model.global_batch))
     return {
-        part: met.share(share_of_pairs_in_lanes(layout, part), lanes == all_lanes, chance)
-        for part, met in found.items()
+        part: met.share(share_of_pairs_in_lanes(model, part), lanes == all_lanes, chance) for part, met in found.items()
     }
 
 

@@ -40,9 +40,13 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
+# Of a lane in use beside its window: a row moves by half a window to either side, so that window + 1 segments are open
+# at a time; one is coming, and the next one after it must find its place before the last one leaves.
+SEGMENTS_AHEAD = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class ShuffleModel:
     """An order as the closed forms see it.
 
     Attributes:
@@ -90,29 +94,29 @@ class Prediction:
     balance: float | None
 
 
-def predict(layout: Layout, parts: int = 1, concordance: Concordance | None = None) -> Prediction:
+def predict(model: ShuffleModel, parts: int = 1, concordance: Concordance | None = None) -> Prediction:
     """Return what to expect of batches.
 
     Args:
-        layout: the order.
+        model: the order.
         parts: R for the batches of R ranks, 1 for global batches.
         concordance: of the labels, if there are any.
     """
-    at_lag = lag_pairs(layout.segment_samples)
-    samples = float(layout.segment_samples.sum())
-    lane, batch = samples / layout.lanes, layout.global_batch / parts
-    steps = int(samples // layout.global_batch)  # of an epoch
-    runs, lane_of, part_of = _runs(layout.lanes, layout.global_batch, parts)
+    at_lag = lag_pairs(model.segment_samples)
+    samples = float(model.segment_samples.sum())
+    lane, batch = samples / model.lanes, model.global_batch / parts
+    steps = int(samples // model.global_batch)  # of an epoch
+    runs, lane_of, part_of = _runs(model.lanes, model.global_batch, parts)
     lags = np.arange(1, len(at_lag) + 1)
-    uncut = np.clip(1 - lags * (layout.lanes - 1) / samples, 0, 1)  # share of the pairs at a lag in one lane
-    of_lane = at_lag * uncut / layout.lanes  # pairs of one piece
+    uncut = np.clip(1 - lags * (model.lanes - 1) / samples, 0, 1)  # share of the pairs at a lag in one lane
+    of_lane = at_lag * uncut / model.lanes  # pairs of one piece
     of_piece = of_lane / np.maximum(lane - lags, 1)  # share of them, of all pairs of a lane at a lag
 
-    kernels = {run: _pairs(run) * _kernel(lane, run, layout.window, len(at_lag)) for run in np.unique(runs).tolist()}
+    kernels = {run: _pairs(run) * _kernel(lane, run, model.window, len(at_lag)) for run in np.unique(runs).tolist()}
     in_piece = {run: float((kernel * of_piece).sum()) for run, kernel in kernels.items()}
     in_cut = 0.0
-    if layout.lanes > 1 and (layout.sticky or layout.window is None):
-        apart = float((at_lag * (1 - uncut)).sum()) / (layout.lanes - 1)  # pairs of a segment that a lane's end cuts
+    if model.lanes > 1 and (model.sticky or model.window is None):
+        apart = float((at_lag * (1 - uncut)).sum()) / (model.lanes - 1)  # pairs of a segment that a lane's end cuts
         neighbours = part_of[1:] == part_of[:-1]
         in_cut = apart * float((runs[1:] * runs[:-1])[neighbours].sum()) / lane**2
     same = (sum(in_piece[run] for run in runs.tolist()) + in_cut) / parts
@@ -120,7 +124,7 @@ def predict(layout: Layout, parts: int = 1, concordance: Concordance | None = No
     all_pairs = _pairs(batch)
     if not all_pairs:
         met = 0.0
-    elif layout.sticky:
+    elif model.sticky:
         met = 0.0
         other_pairs = max(1.0, lane * (lane - 1) / 2 - float(of_lane.sum()))
         for lengths, times in _lanes(runs, lane_of).items():
@@ -131,8 +135,8 @@ def predict(layout: Layout, parts: int = 1, concordance: Concordance | None = No
         squares, fourths = np.bincount(part_of, runs**2), np.bincount(part_of, runs**4)
         met += float((squares**2 - fourths).sum()) / 2 * steps / lane**2  # of two lanes
     else:
-        together = sum((kernels[run] for run in runs.tolist()), np.zeros(len(at_lag))) / layout.lanes
-        once_more = together**2 * of_piece * uncut / np.maximum(lane - lags, 1) * layout.lanes * steps
+        together = sum((kernels[run] for run in runs.tolist()), np.zeros(len(at_lag))) / model.lanes
+        once_more = together**2 * of_piece * uncut / np.maximum(lane - lags, 1) * model.lanes * steps
         others = max(1.0, samples * (samples - 1) / 2 - float(at_lag.sum()))
         met = float(once_more.sum()) + parts**2 * max(0.0, all_pairs - same) ** 2 * steps / others
     return Prediction(
@@ -163,20 +167,20 @@ def _lanes(runs: FloatArray, lane_of: NDArray[np.int64]) -> Counter[tuple[float,
     return Counter(tuple(sorted(cut.tolist())) for cut in cuts)
 
 
-def share_of_pairs_in_lanes(layout: Layout, parts: int = 1) -> float:
+def share_of_pairs_in_lanes(model: ShuffleModel, parts: int = 1) -> float:
     """Return the share of a batch's pairs whose samples are of one lane."""
-    runs, _, _ = _runs(layout.lanes, layout.global_batch, parts)
-    all_pairs = _pairs(layout.global_batch / parts) * parts
+    runs, _, _ = _runs(model.lanes, model.global_batch, parts)
+    all_pairs = _pairs(model.global_batch / parts) * parts
     return sum(map(_pairs, runs.tolist())) / all_pairs if all_pairs else 0.0
 
 
-def full_shuffle(layout: Layout, parts: int = 1) -> Prediction:
+def full_shuffle(model: ShuffleModel, parts: int = 1) -> Prediction:
     """Return what a permutation of the whole dataset in every epoch would give; arguments as in `predict`."""
-    samples, batch = float(layout.segment_samples.sum()), layout.global_batch / parts
+    samples, batch = float(model.segment_samples.sum()), model.global_batch / parts
     chosen = 2 * _pairs(batch) / max(1.0, samples * (samples - 1))  # of all pairs, those in a given batch
     return Prediction(
-        same_segment_pairs=chosen * float(lag_pairs(layout.segment_samples).sum()),
-        meet_again=chosen * parts * int(samples // layout.global_batch),
+        same_segment_pairs=chosen * float(lag_pairs(model.segment_samples).sum()),
+        meet_again=chosen * parts * int(samples // model.global_batch),
         balance=1.0,
     )
 

@@ -12,7 +12,7 @@ window predict (`feeder.shuffle_prediction`):
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from feeder.errors import ConfigError
 from feeder.keyed import derive_key, draw
 from feeder.order import Order
 from feeder.shuffle_counts import Balance, BatchCounter, Classes, Sums, shares_met_again
-from feeder.shuffle_prediction import Concordance, Layout, Prediction, full_shuffle, predict
+from feeder.shuffle_prediction import SEGMENTS_AHEAD, Concordance, Prediction, ShuffleModel, full_shuffle, predict
 
 Int64Array = NDArray[np.int64]
 
@@ -120,7 +120,7 @@ def assess(
             f"a global batch of {global_batch} on {world_size} ranks over {epochs} epochs leaves nothing to assess:"
             f" there are {order.num_positions} samples; each rank gets one a step at least"
         )
-    layout = Layout(
+    model = ShuffleModel(
         segment_samples=segment_samples,
         lanes=settings.lanes,
         window=settings.window,
@@ -132,14 +132,14 @@ def assess(
     if concordance is not None and concordance.squared_shares == 1:
         classes = None  # one class: any batch is balanced
     counter = BatchCounter(segment_samples, classes)
-    numbers = [_sampled_steps(layout, of_steps, epoch, epochs, settings.seed) for epoch in range(epochs)]
+    numbers = [_sampled_steps(model, of_steps, epoch, epochs, settings.seed) for epoch in range(epochs)]
     parts = {1: Sums(), world_size: Sums()}
     for epoch, steps in enumerate(numbers):
         for step in steps:
             ids = order.rank_batch(epoch, step * global_batch, global_batch, 0, 1).ids
             for ranks, sums in parts.items():
                 counter.add(sums, ids, ranks)
-    meeting = shares_met_again(order, layout, parts, epochs)
+    meeting = shares_met_again(order, model, parts, epochs)
     found = {}
     for ranks, sums in parts.items():
         found[ranks] = BatchQuality(
@@ -147,8 +147,8 @@ def assess(
             balance=counter.balance(sums, global_batch / ranks, ranks * of_steps, epochs),
             same_segment_pairs=sums.pairs / sums.batches,
             meet_again=meeting[ranks],
-            predicted=predict(layout, ranks, concordance),
-            full=full_shuffle(layout, ranks),
+            predicted=predict(model, ranks, concordance),
+            full=full_shuffle(model, ranks),
         )
     return ShuffleQuality(
         steps=len(numbers[0]),
@@ -157,33 +157,25 @@ def assess(
         concordance=concordance,
         global_batches=found[1],
         rank_batches=found[world_size],
-        buffered_segments=buffered_segments(layout),
-        outlook=tuple(_outlook(layout, world_size, window, concordance) for window in WINDOWS),
+        buffered_segments=buffered_segments(model),
+        outlook=tuple(_outlook(model, world_size, window, concordance) for window in WINDOWS),
     )
 
 
-def buffered_segments(layout: Layout) -> int:
-    """Return how many segments are in use at one time: of each lane, its window and 3 more, or all that it has.
-
-    A row moves by half a window to either side, so that window + 1 segments are open at a time; one is coming, and the
-    next one after it must find its place before the last one leaves.
-    """
-    occupied = int(np.count_nonzero(layout.segment_samples))
-    if layout.window is None:
+def buffered_segments(model: ShuffleModel) -> int:
+    """Return how many segments are in use at one time: of each lane, its window and 3 more, or all that it has."""
+    occupied = int(np.count_nonzero(model.segment_samples))
+    if model.window is None:
         return occupied
-    mean = float(layout.segment_samples.sum()) / max(1, occupied)
-    return min(occupied, layout.lanes * (math.ceil(layout.window / mean) + 3))
+    mean = float(model.segment_samples.sum()) / max(1, occupied)
+    return min(occupied, model.lanes * (math.ceil(model.window / mean) + SEGMENTS_AHEAD))
 
 
-def _outlook(layout: Layout, world_size: int, window: int | Literal["all"], concordance: Concordance | None) -> Outlook:
-    occupied = max(1, int(np.count_nonzero(layout.segment_samples)))
-    other = Layout(
-        segment_samples=layout.segment_samples,
-        lanes=layout.lanes,
-        window=None if window == "all" else int(window * layout.segment_samples.sum() // occupied),
-        sticky=layout.sticky,
-        global_batch=layout.global_batch,
-    )
+def _outlook(
+    model: ShuffleModel, world_size: int, window: int | Literal["all"], concordance: Concordance | None
+) -> Outlook:
+    occupied = max(1, int(np.count_nonzero(model.segment_samples)))
+    other = replace(model, window=None if window == "all" else int(window * model.segment_samples.sum() // occupied))
     return Outlook(
         window_shards=window,
         buffered_segments=buffered_segments(other),
@@ -192,13 +184,13 @@ def _outlook(layout: Layout, world_size: int, window: int | Literal["all"], conc
     )
 
 
-def _sampled_steps(layout: Layout, of_steps: int, epoch: int, epochs: int, seed: int) -> list[int]:
+def _sampled_steps(model: ShuffleModel, of_steps: int, epoch: int, epochs: int, seed: int) -> list[int]:
     """Return the numbers of the steps to look at in an epoch, ascending: one of each of equal stretches."""
-    samples = int(layout.segment_samples.sum())
+    samples = int(model.segment_samples.sum())
     count = of_steps
     if samples * epochs > _ROWS:
-        block = min(max(_BLOCK, 2 * (layout.window or 0)), -(-samples // layout.lanes))  # rows sorted in each lane
-        count = min(of_steps, max(1, _ROWS // (epochs * max(layout.global_batch, layout.lanes * block))))
+        block = min(max(_BLOCK, 2 * (model.window or 0)), -(-samples // model.lanes))  # rows sorted in each lane
+        count = min(of_steps, max(1, _ROWS // (epochs * max(model.global_batch, model.lanes * block))))
     bounds = np.arange(count + 1) * of_steps // count
     offsets = draw(derive_key("shuffle_quality.steps", seed, epoch), np.arange(count)) % np.diff(bounds).astype(
         np.uint64

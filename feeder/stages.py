@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 READ, DECODE, FIELDS = "read", "decode", "fields"
 
+Counts = Mapping[str, tuple[int, int, float]]  # by stage: samples, bytes, busy seconds
+
 
 @dataclass(slots=True)
 class StageCount:
@@ -57,12 +59,7 @@ class Counters:
             count.size_bytes += size_bytes
             count.busy_s += busy_s
 
-    def snapshot(self) -> dict[str, tuple[int, int, float]]:
+    def snapshot(self) -> Counts:
         """Return (samples, bytes, busy seconds) of each stage so far: plain values, to be sent elsewhere."""
         with _one_thread:
             return {name: (count.samples, count.size_bytes, count.busy_s) for name, count in self._counts.items()}
-
-    def merge(self, other: Mapping[str, tuple[int, int, float]]) -> None:
-        """Add what another process has counted."""
-        for name, (samples, size_bytes, busy_s) in other.items():
-            self.add(name, samples=samples, size_bytes=size_bytes, busy_s=busy_s)

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from feeder.stages import Counts
+
 COMPUTE = "compute"
 WORKER_START = "worker start"
 FIRST_BATCH = "first batch"
 WORKER = "worker"  # where a worker cannot say by which stage it was kept
 HAND_OVER = "hand-over"
 DEVICE = "copy to device"
-
-Counts = Mapping[str, tuple[int, int, float]]  # as `feeder.stages.Counters.snapshot` returns them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,14 @@ def photos() -> Path:
     return PHOTOS
 
 
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that are started within a job of many ranks are no rank of it."""
+    for name in list(os.environ):
+        if name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE") or name.startswith(("SLURM_", "OMPI_COMM_WORLD_")):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """Three class folders with twelve small JPEGs each, for this test alone."""

@@ -297,7 +297,7 @@ def _memory() -> Iterator[Finding]:
     limit = resources.memory_limit_bytes()
     of_group = "no cgroup limit" if limit is None else f"cgroup limit {console.format_bytes(limit)}"
     yield Finding(name="memory", found=f"{console.format_bytes(resources.memory_bytes())}, {of_group}")
-    shared = resources.shared_memory()
+    shared = resources.shared_memory_size()
     if shared is None:
         yield Finding(name="/dev/shm", found="not on this system")
         return
@@ -306,7 +306,9 @@ def _memory() -> Iterator[Finding]:
         name="/dev/shm",
         found=f"{console.format_bytes(shared.free_bytes)} free of {console.format_bytes(shared.size_bytes)}",
         state="warning" if small else "ok",
-        advice="run the container with --shm-size=8g: workers hand over their batches there" if small else "",
+        advice="run the container with --shm-size=8g: workers of torch's DataLoader hand over batches there"
+        if small
+        else "",
     )
 
 

@@ -19,7 +19,7 @@ from feeder.shards.reading.summary import QUANTILES, FieldSummary, Summary, summ
 from feeder.shards.storage import open_folder
 from feeder.tools import console
 from feeder.tools.extracting import extract
-from feeder.tools.mixing_report import add_mixing_options, check_mixing_options, report_mixing
+from feeder.tools.shuffle_report import add_shuffle_report_options, check_shuffle_report_options, report_shuffle
 
 _SHOWN_CLASSES = 10
 _BAR = 40  # characters of the most frequent class
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--shard", metavar="NAME", help="with --list: those of one shard")
     which.add_argument("--extract", metavar="KEY", help="write the fields of one sample into files, byte for byte")
     which.add_argument("--to", metavar="FILE|DIR", help="with --extract: a file for the image, or a folder for all (.)")
-    add_mixing_options(parser)
+    add_shuffle_report_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         _list(sources, args)
         return 0
     if args.shuffle:
-        return report_mixing(sources, args)
+        return report_shuffle(sources, args)
     for number, source in enumerate(sources):
         reader = open_dataset(source)
         summary = summarise(reader, args.max_shards)
@@ -83,7 +83,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     asked = [f"--{name}" for name in ("list", "extract", "shuffle") if getattr(args, name)]
     if len(asked) > 1:
         raise ConfigError(f"{' and '.join(asked)} exclude each other; give one of them")
-    check_mixing_options(args)
+    check_shuffle_report_options(args)
     for name, needed in (("limit", "list"), ("shard", "list"), ("to", "extract")):
         if getattr(args, name) is not None and not getattr(args, needed):
             raise ConfigError(f"--{name} says something about --{needed}; give that too")

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the advice."""
-    from feeder.advice import suggest_shuffle
+    from feeder.shuffle_advice import suggest_shuffle
 
     if (args.batch_size is None) == (args.global_batch_size is None):
         given = "neither" if args.batch_size is None else "both"

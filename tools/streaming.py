@@ -165,16 +165,13 @@ def _settings(dataset: "ImageDataset", args: argparse.Namespace) -> dict[str, An
 
 
 def _print_head(dataset: "ImageDataset", args: argparse.Namespace, steps_per_epoch: int) -> None:
-    settings, order = _settings(dataset, args), dataset.order_settings
-    lanes = console.format_count(order.lanes, "lane")
-    window = "the whole lane" if order.window is None else f"{order.window:,} samples"
-    kind = f"seed {order.seed}, {lanes}, window {window}" if order.shuffle else "not shuffled"
+    settings = _settings(dataset, args)
     workers = console.format_count(args.workers, "worker")
     threads = console.format_count(args.threads, "thread") if args.threads else "threads as cores allow"
     console.print_figures(
         [
             ("dataset", f"{args.dataset}, {dataset.num_samples:,} images, digest {dataset.manifest.digest[:16]}"),
-            ("order", kind),
+            ("order", str(dataset.order_settings)),
             ("rank", f"{settings['rank']} of {settings['world_size']}"),
             ("batches", f"global batch {settings['global_batch']:,}, {steps_per_epoch:,} steps an epoch"),
             ("pixels", f"{args.transform}, engine {dataset.engine}, {workers}, {threads}"),

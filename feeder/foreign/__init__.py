@@ -23,7 +23,7 @@ from typing import Any, Literal
 from feeder.augment import compile_transforms
 from feeder.errors import ConfigError
 from feeder.foreign import albumentations, torchvision
-from feeder.foreign.fields import FieldFunction, apply_field, batched
+from feeder.foreign.field_functions import FieldFunction, apply_field, batched
 from feeder.foreign.functions import FunctionStage, Kind, PerSample, Stage, name_of
 from feeder.foreign.placing import Lifted, Placement, Skipped, Stays, Verdict
 from feeder.transforms import GEOMETRIC, Geometric

@@ -27,9 +27,18 @@ from feeder.pixels.colour import (
     RandomSolarize,
 )
 from feeder.pixels.erasing import RandomErasing
-from feeder.pixels.mixing import CutMix, MixUp
+from feeder.pixels.mixers import CutMix, MixUp
 from feeder.pixels.policies import AutoAugment, RandAugment, TrivialAugmentWide
-from feeder.pixels.protocol import Mixer, Params, Pixels, PixelTransform, operation_keys, rows_of
+from feeder.pixels.protocol import (
+    Mixer,
+    Params,
+    Pixels,
+    PixelTransform,
+    numbered_name,
+    operation_keys,
+    operation_stream,
+    rows_of,
+)
 
 __all__ = [
     "AutoAugment",
@@ -55,6 +64,8 @@ __all__ = [
     "TrivialAugmentWide",
     "is_mixer",
     "is_pixel_transform",
+    "numbered_name",
     "operation_keys",
+    "operation_stream",
     "rows_of",
 ]

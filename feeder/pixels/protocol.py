@@ -59,8 +59,8 @@ class Mixer(Protocol):
 def operation_keys(transforms: Iterable[PixelTransform | Mixer], keys: UInt64Array) -> list[UInt64Array]:
     """Return, for each transform of a list, the (n,) keys that its `draw` is given.
 
-    The stream of a transform is ``draw(keys, derive_key("operation." + name))``, where name is its class's, numbered
-    from the second of that name on: what it draws does not depend on which others stand in the list.
+    The stream of a transform is ``draw(keys, derive_key("operation." + name))``, with the name of `numbered_name`: what
+    it draws does not depend on which others stand in the list.
 
     Args:
         transforms: the list.
@@ -70,10 +70,20 @@ def operation_keys(transforms: Iterable[PixelTransform | Mixer], keys: UInt64Arr
     streams = []
     for item in transforms:
         kind = type(item).__name__
+        streams.append(operation_stream(item, seen[kind], keys))
         seen[kind] += 1
-        name = kind if seen[kind] == 1 else f"{kind} {seen[kind]}"
-        streams.append(draw(keys, derive_key(f"operation.{name}")))
     return streams
+
+
+def operation_stream(item: object, occurrence: int, keys: UInt64Array) -> UInt64Array:
+    """Return the keys of one operation; ``occurrence`` says how many of its class stand before it."""
+    return draw(keys, derive_key(f"operation.{numbered_name(item, occurrence)}"))
+
+
+def numbered_name(item: object, occurrence: int) -> str:
+    """Return the name of an operation's class, numbered from the second one on."""
+    name = type(item).__name__
+    return f"{name} {occurrence + 1}" if occurrence else name
 
 
 def rows_of(params: Params, rows: slice | NDArray[np.int64]) -> Params:

@@ -20,6 +20,8 @@ from feeder.memory import SharedMemory
 
 Batch = dict[str, Any]
 
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for all devices of the process
+
 _log = logging.getLogger("feeder")
 
 
@@ -64,8 +66,13 @@ class CudaFeed:
     def prepare(self, memory: SharedMemory) -> None:
         """Pin memory once, for as long as it is mapped, so that copies from it need no other copy before."""
         runtime = self._cuda.cudart()
-        if runtime.cudaHostRegister(memory.address, memory.size, 0) != runtime.cudaError.success:
-            _log.warning("a batch's memory of %d bytes cannot be pinned: copies to %s wait", memory.size, self._device)
+        with self._cuda.stream(self._stream):  # on this device, though another may be the current one
+            registered = runtime.cudaHostRegister(memory.address, memory.size, _PORTABLE)
+        if registered != runtime.cudaError.success:
+            _log.warning(
+                "memory of %d bytes for a batch cannot be pinned, so it is copied once more on its way to %s",
+                *(memory.size, self._device),
+            )
             return
         memory.before_unmapping = lambda address=memory.address: runtime.cudaHostUnregister(address)
 

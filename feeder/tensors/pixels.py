@@ -36,7 +36,7 @@ from feeder.pixels import (
     rows_of,
 )
 from feeder.pixels.checks import fill_levels
-from feeder.pixels.mixing import mixed_rows, targets
+from feeder.pixels.mixers import mixed_rows, targets
 from feeder.pixels.policies import NUMBERS, Policy
 from feeder.pixels.protocol import part_of
 from feeder.pixels.warp import Matrix, matrix

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from feeder.stalls import Counts
+from feeder.stages import Counts
 from feeder.workers.slots import SMALLEST_BYTES, Place, SlotMaker, SlotViews
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # a method, its arguments by place and by name

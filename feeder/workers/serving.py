@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, Protocol
 
-from numpy.typing import DTypeLike, NDArray
-
 from feeder import tensors
+from feeder.layout import Allocate
 from feeder.stages import Counters
 from feeder.workers import record as stages
 from feeder.workers.failures import packed
@@ -42,12 +41,6 @@ from feeder.workers.slots import SlotMaker
 
 TICK_S = 1.0  # how often a worker that hears nothing looks whether its receiver is still there, without pidfd
 _SPARE_SLOTS = 4  # beyond those of batches that are ahead: under way in the pipeline, or in the loop's hands
-
-
-class Allocate(Protocol):
-    """Gives the memory of a large array."""
-
-    def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]: ...
 
 
 class Streams(Protocol):

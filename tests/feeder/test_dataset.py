@@ -28,13 +28,6 @@ def folder(tmp_path_factory):
     return write_image_folder(tmp_path_factory.mktemp("data") / "images", classes=("a", "b", "c", "d"), per_class=13)
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch):
-    """The tests are started by no launcher."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def open_dataset(folder, **changes):
     """Open the folder with settings that suit most tests: several lanes and a window, as in a large dataset."""
     chosen = {

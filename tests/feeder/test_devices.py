@@ -163,7 +163,7 @@ def test_memory_that_cannot_be_pinned_is_used_all_the_same_and_said_so(cuda, cap
     with caplog.at_level(logging.WARNING, "feeder"):
         feed_of(cuda).prepare(memory)
     assert [record.getMessage() for record in caplog.records] == [
-        "a batch's memory of 8192 bytes cannot be pinned: copies to cuda:0 wait"
+        "memory of 8192 bytes for a batch cannot be pinned, so it is copied once more on its way to cuda:0"
     ]
     assert memory.before_unmapping is None
 

@@ -29,13 +29,6 @@ from tests.feeder.workers.streams import (
 from tests.images import write_image_folder
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests are started by no launcher."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stall is one after a fraction of a second, and a process that does not hear is killed at once."""
@@ -245,7 +238,8 @@ def test_a_function_that_never_returns_is_an_error_that_shows_it(impatient):
     assert is_gone(pid)
 
 
-def test_a_slow_function_that_makes_progress_is_no_stall(impatient):
+def test_a_slow_function_that_makes_progress_is_no_stall(impatient, monkeypatch):
+    monkeypatch.setattr(process, "STALL_LIMIT_S", 1.0)  # less than all steps take, and far more than one does
     with Loader(Numbers(steps=8, fault=_slow), prefetch=1) as loader:
         assert len(list(loader)) == 8
 

@@ -26,13 +26,6 @@ def folders(tmp_path_factory):
     }
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch):
-    """The tests are started by no launcher."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def opened(folders):
     """Open one of the folders, with settings that suit most tests."""

@@ -5,7 +5,7 @@ import pytest
 
 import feeder
 from feeder.errors import ConfigError, TransformError
-from feeder.pixels.mixing import mixed_rows
+from feeder.pixels.mixers import mixed_rows
 from feeder.program import Views, compile_program
 from feeder.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 

@@ -118,13 +118,13 @@ def test_a_machine_without_any_of_these_files_has_no_limits(tmp_path: Path) -> N
     assert resources.quota_cores(tmp_path) is None
     assert resources.memory_limit_bytes(tmp_path) is None
     assert resources.memory_bytes(tmp_path) > 0
-    assert resources.shared_memory(tmp_path) is None
+    assert resources.shared_memory_size(tmp_path) is None
     assert resources.usable_cores(tmp_path) == resources.affinity_cores()
 
 
 def test_shared_memory_is_the_file_systems(tmp_path: Path) -> None:
     (tmp_path / "dev" / "shm").mkdir(parents=True)
-    shared = resources.shared_memory(tmp_path)
+    shared = resources.shared_memory_size(tmp_path)
     assert shared is not None
     assert 0 <= shared.free_bytes <= shared.size_bytes
 

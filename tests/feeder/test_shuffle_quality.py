@@ -6,7 +6,7 @@ import pytest
 from feeder.errors import ConfigError
 from feeder.order import Order, OrderSettings, Shuffle, resolve_settings
 from feeder.shuffle_counts import BatchCounter, Classes, Sums
-from feeder.shuffle_prediction import Layout
+from feeder.shuffle_prediction import ShuffleModel
 from feeder.shuffle_quality import WINDOWS, assess, buffered_segments
 
 SEGMENTS, SAMPLES, CLASSES = 128, 150, 40
@@ -180,8 +180,8 @@ def test_the_outlook_tells_of_every_window():
 
 
 def test_no_more_segments_are_buffered_than_there_are():
-    layout = Layout(segment_samples=np.full(6, 10), lanes=3, window=20, sticky=True, global_batch=3)
-    assert buffered_segments(layout) == 6
+    model = ShuffleModel(segment_samples=np.full(6, 10), lanes=3, window=20, sticky=True, global_batch=3)
+    assert buffered_segments(model) == 6
 
 
 def test_one_class_is_always_balanced():

@@ -1,8 +1,11 @@
 """Who imports whom, and how the modules are cut."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -33,6 +36,19 @@ def test_the_arrows_point_as_drawn() -> None:
     command = [sys.executable, "-c", program, "--no-cache", "--no-logo"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_names_the_modules_of_the_runtime_in_the_order_of_their_layers() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["id"] == "layers")
+    rank = {name: number for number, layer in enumerate(layers) for name in re.findall(r"\w+", layer)}
+    page = (
+        (ROOT / "ARCHITECTURE.md").read_text().split("| modules | what is in them |\n|---|---|\n")[1].split("\n\n")[0]
+    )
+    rows = [[rank[name] for name in re.findall(r"`(\w+)`", row.split("|")[1])] for row in page.splitlines()]
+    outside = {"tools", "shards", "cache"} | set(re.findall(r"\w+", layers[-1]))
+    assert sorted(itertools.chain(*rows)) == sorted(number for name, number in rank.items() if name not in outside)
+    assert all(max(above) < min(below) for above, below in itertools.pairwise(rows))
 
 
 def test_each_optional_package_has_one_module() -> None:

@@ -200,12 +200,12 @@ def test_no_cuda_is_initialised_and_no_framework_is_needed_to_list_devices(progr
 
 
 def test_small_shared_memory_is_a_warning_with_the_option_that_enlarges_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = doctor.resources.SharedMemory(size_bytes=64 << 20, free_bytes=60 << 20)
-    monkeypatch.setattr(doctor.resources, "shared_memory", lambda: shared)
+    shared = doctor.resources.SharedMemorySize(size_bytes=64 << 20, free_bytes=60 << 20)
+    monkeypatch.setattr(doctor.resources, "shared_memory_size", lambda: shared)
     _, finding = doctor._memory()
     assert finding == Finding(
         name="/dev/shm",
         found="62.9 MB free of 67.1 MB",
         state="warning",
-        advice="run the container with --shm-size=8g: workers hand over their batches there",
+        advice="run the container with --shm-size=8g: workers of torch's DataLoader hand over batches there",
     )

@@ -11,7 +11,9 @@ from feeder.tools.main import main
 UNBUILT = ["--samples", "45500000", "--shards", "80000", "--nodes", "125", "--gpus-per-node", "8"]
 
 
-def test_a_dataset(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_gets_a_table_and_a_suggestion(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     build(image_folder, tmp_path / "dataset", BuildOptions(shard_samples=2))
     assert main(["plan", str(tmp_path / "dataset"), "--nodes", "1", "--gpus-per-node", "2", "--batch-size", "3"]) == 0
     out = capsys.readouterr().out
@@ -20,7 +22,7 @@ def test_a_dataset(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "suggested: feeder.Shuffle(window_shards=8, lanes=1)" in out
 
 
-def test_one_that_is_not_there_yet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_that_is_not_there_yet_is_described_by_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *UNBUILT, "--batch-size", "256", "--cache", "200GB", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["suggested"]["shuffle"] == {"window_shards": 8, "sticky_shards": True, "lanes": 1000}

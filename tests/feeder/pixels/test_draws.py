@@ -9,7 +9,7 @@ import pytest
 
 import feeder
 from feeder.pixels import operation_keys
-from feeder.pixels.mixing import symmetric_beta
+from feeder.pixels.mixers import symmetric_beta
 from feeder.pixels.policies import NARROW, OPERATIONS, WIDE
 from tests.contracts.pixels import keys
 from tests.peers import torchvision_transforms

@@ -5,7 +5,7 @@ import pytest
 
 import feeder
 from feeder.errors import ConfigError
-from feeder.pixels.mixing import mixed_rows
+from feeder.pixels.mixers import mixed_rows
 from tests.contracts.pixels import keys, pictures
 from tests.peers import torchvision_transforms
 

@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 from feeder.arguments import checked_integer
 from feeder.errors import ConfigError
 from feeder.lanes import Job, moved_bytes, node_bytes, node_shares, touched
-from feeder.order import Shuffle
+from feeder.order import DEFAULT_WINDOW_SHARDS, MIN_SEGMENTS_A_LANE, Shuffle
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.reading.opening import open_dataset
-from feeder.shuffle_prediction import Concordance, Layout, full_shuffle, predict
+from feeder.shuffle_prediction import SEGMENTS_AHEAD, Concordance, ShuffleModel, full_shuffle, predict
 
 LANES_A_NODE = 8  # enough that a lane which two nodes share costs a node an eighth at most, few enough for its memory
-WINDOW_SHARDS = 8
-AHEAD_SHARDS = 3  # of a lane that are on their way beside its window
-_MIN_SHARDS_A_LANE = 16
 _WINDOWS = (8, 4, 2, 1)
 _CLASSES = 1000  # where a dataset does not say how many it has
 _NEAR = 1.02  # bytes of nodes that differ by less count as equal
@@ -157,7 +154,7 @@ def suggest_shuffle(
         )
     job = Job(samples=samples, shards=shards, shard_bytes=mean_bytes, nodes=nodes, global_batch=global_batch)
     mixing = _Mixing(segments=segments, global_batch=global_batch, classes=min(classes, shards))
-    window = WINDOW_SHARDS if shuffled_when_written else None
+    window = DEFAULT_WINDOW_SHARDS if shuffled_when_written else None
     suggested, notes = _fitting(job, mixing, _suggested_lanes(job), window, cache_bytes)
     steps = job.steps
     return ShuffleAdvice(
@@ -167,7 +164,7 @@ def suggest_shuffle(
         alternatives=tuple(_alternatives(job, mixing, suggested)),
         steps=steps,
         samples_per_epoch=steps * global_batch,
-        full_shuffle_pairs=full_shuffle(mixing.layout(1, None)).same_segment_pairs,
+        full_shuffle_pairs=full_shuffle(mixing.model(1, None)).same_segment_pairs,
         cache_bytes=cache_bytes,
         notes=tuple(notes),
     )
@@ -181,9 +178,9 @@ class _Mixing:
     global_batch: int
     classes: int
 
-    def layout(self, lanes: int, window: int | None) -> Layout:
+    def model(self, lanes: int, window: int | None) -> ShuffleModel:
         samples = None if window is None else window * int(self.segments.sum()) // len(self.segments)
-        return Layout(
+        return ShuffleModel(
             segment_samples=self.segments, lanes=lanes, window=samples, sticky=True, global_batch=self.global_batch
         )
 
@@ -202,7 +199,7 @@ def _manifest(dataset: str | os.PathLike[str] | Manifest | HasManifest) -> Manif
 
 def _suggested_lanes(job: Job) -> int:
     """Return about 8 lanes a node: of the counts that nodes share alike, or powers of two, those with least traffic."""
-    most = max(1, min(job.shards // _MIN_SHARDS_A_LANE, job.global_batch, job.samples))
+    most = max(1, min(job.shards // MIN_SEGMENTS_A_LANE, job.global_batch, job.samples))
     wanted = min(LANES_A_NODE * job.nodes, most)
     power = 1 << (wanted.bit_length() - 1)
     divisors = [count for count in range(1, min(job.nodes, most) + 1) if job.nodes % count == 0]
@@ -274,9 +271,9 @@ def _costs(job: Job, mixing: _Mixing, lanes: int, window: int | None) -> Shuffle
         )
         mean_lost, worst_lost = moved_bytes(job, shares, node_shares(left, lanes))
     of_lane = job.shards / lanes
-    ahead = of_lane + 1 if window is None else min(window + AHEAD_SHARDS, of_lane + 1)
+    ahead = of_lane + 1 if window is None else min(window + SEGMENTS_AHEAD, of_lane + 1)
     on_node = float((touched(job, shares) > 0.5).sum(axis=1).max())
-    expected = predict(mixing.layout(lanes, window), concordance=mixing.concordance())
+    expected = predict(mixing.model(lanes, window), concordance=mixing.concordance())
     return ShuffleCosts(
         shuffle=Shuffle(window_shards="all" if window is None else window, lanes=lanes),
         lanes_per_node=lanes / job.nodes,

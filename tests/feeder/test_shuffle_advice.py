@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import feeder
-from feeder.advice import suggest_shuffle
 from feeder.errors import ConfigError
 from feeder.order import Order, Shuffle, resolve_settings
 from feeder.shards.building.writing import BuildOptions, build
 from feeder.shards.dataset.manifest import load_manifest
+from feeder.shuffle_advice import suggest_shuffle
 
 REFERENCE = {"samples": 45_500_000, "shards": 80_000, "nodes": 125, "global_batch": 256_000}
 

@@ -55,7 +55,7 @@ def test_a_shuffled_build_is_as_good_as_a_full_shuffle(
     lines = out.splitlines()
     assert lines[:4] == [
         f"dataset    {shuffled_shards}, 480 samples",
-        "order      seed 0, 1 lane, window 80 samples, sticky",
+        "order      seed 0, 1 lane, window 80 samples, same shards in every epoch",
         "batches    48 samples a step on 4 ranks",
         "looked at  10 of 10 steps in each of 2 epochs",
     ]
@@ -84,7 +84,7 @@ def test_sorted_labels_are_found_and_the_window_that_mends_them_is_named(
 def test_the_json_object(sorted_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--global-batch-size", 48, "--world-size", 3, "--seed", 5, "--epochs", 1, "--lanes", 3, "--no-sticky"]
     found = json.loads(reported(capsys, sorted_shards, "--shuffle", *options, "--window-shards", 1, "--json"))
-    assert found["schema"] == "feeder.mixing/1"
+    assert found["schema"] == "feeder.shuffle/1"
     assert (found["global_batch"], found["world_size"], found["steps"], found["epochs"]) == (48, 3, 10, 1)
     assert found["order"]["seed"] == 5
     assert (found["order"]["lanes"], found["order"]["window"], found["order"]["sticky"]) == (3, 10, False)

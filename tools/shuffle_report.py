@@ -1,6 +1,6 @@
 """``feeder inspect --shuffle``: how well batches mix, against a full shuffle; what another window would give.
 
-``--json`` prints one object a dataset: ``schema`` ``"feeder.mixing/1"``, ``dataset``, ``digest``, ``order`` (settings
+``--json`` prints one object a dataset: ``schema`` ``"feeder.shuffle/1"``, ``dataset``, ``digest``, ``order`` (settings
 as in a state), ``global_batch``, ``world_size``, ``judgement``, and the attributes of
 `feeder.shuffle_quality.ShuffleQuality`, with ``buffered_bytes`` beside ``buffered_segments``.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from feeder.shuffle_quality import BatchQuality, ShuffleQuality
     from feeder.tools.plotting import Chart
 
-SCHEMA = "feeder.mixing/1"
+SCHEMA = "feeder.shuffle/1"
 
 _OPTIONS = (
     "batch_size",
@@ -47,7 +47,7 @@ _UNEVEN = 1.05  # class counts of 5 % more variance than chance are no harm to t
 _SORTED = 2.0  # times as often of one class within a shard as elsewhere
 
 
-def add_mixing_options(parser: argparse.ArgumentParser) -> None:
+def add_shuffle_report_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``feeder inspect --shuffle``."""
     mixing = parser.add_argument_group("how batches mix")
     mixing.add_argument("--shuffle", action="store_true", help="say how well batches mix; no image is read")
@@ -60,7 +60,7 @@ def add_mixing_options(parser: argparse.ArgumentParser) -> None:
     mixing.add_argument("--plot", metavar="FILE.svg", help="draw what other windows would give, too")
 
 
-def check_mixing_options(args: argparse.Namespace) -> None:
+def check_shuffle_report_options(args: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
     for name in _OPTIONS:
         if getattr(args, name) is not None and not args.shuffle:
@@ -77,7 +77,7 @@ def check_mixing_options(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
 
 
-def report_mixing(sources: list[str], args: argparse.Namespace) -> int:
+def report_shuffle(sources: list[str], args: argparse.Namespace) -> int:
     """Print how the batches of each dataset mix."""
     if args.plot is not None and len(sources) > 1:
         raise ConfigError(f"--plot draws one dataset, and {args.dataset} holds several; name {' or '.join(sources)}")
@@ -223,13 +223,11 @@ def _document(quality: "ShuffleQuality", segment_bytes: float) -> dict[str, Any]
 def _print_head(
     reader: Reader, quality: "ShuffleQuality", settings: "OrderSettings", global_batch: int, world_size: int
 ) -> None:
-    window = "the whole lane" if settings.window is None else f"{settings.window:,} samples"
-    lanes = console.format_count(settings.lanes, "lane")
     ranks = f" on {world_size:,} ranks" if world_size > 1 else ""
     console.print_figures(
         [
             ("dataset", f"{reader.url}, {console.format_count(reader.manifest.num_samples, 'sample')}"),
-            ("order", f"seed {settings.seed}, {lanes}, window {window}, {'' if settings.sticky else 'not '}sticky"),
+            ("order", str(settings)),
             ("batches", f"{global_batch:,} samples a step{ranks}"),
             ("looked at", f"{quality.steps:,} of {quality.of_steps:,} steps in each of {quality.epochs} epochs"),
         ]
