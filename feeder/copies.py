@@ -187,6 +187,7 @@ def _mapped_again(path: str, digest: str) -> Copies:
     copies = map_copies(Path(path), digest=digest)
     if copies is None:
         raise ConfigError(
-            f"the table of copies in {path} is gone or was altered since the dataset was opened; open the dataset again"
+            f"the selection of samples in {path} is gone or was altered since the dataset was opened; open the dataset"
+            " again"
         )
     return copies

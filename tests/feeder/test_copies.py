@@ -105,7 +105,8 @@ def test_a_mapped_table_travels_as_the_path_of_its_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         pickle.loads(pickled)
     assert str(caught.value) == (
-        f"the table of copies in {path} is gone or was altered since the dataset was opened; open the dataset again"
+        f"the selection of samples in {path} is gone or was altered since the dataset was opened; open the dataset"
+        " again"
     )
 
 
