@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,8 @@ class _Blank(tensors.IterableDataset[Any]):
     def handed_over(self, batch: dict[str, Any]) -> dict[str, Any]:
         return tensors.from_arrays(batch, ("image",))
 
-    def deferred(self, batch: dict[str, Any]) -> None:
-        return None
+    def deferral(self) -> Callable[[dict[str, Any]], None]:
+        return lambda batch: None
 
     def stream(
         self, *, epoch: int, position: int = 0, allocate: Any = np.empty, **_: Any

@@ -1,11 +1,12 @@
 """`BatchDataset`: iterating over whole batches, at any world size, with a state; what all datasets of ours share."""
 
 import copy
+import functools
 import logging
 import multiprocessing.context
 import os
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -22,6 +23,7 @@ from feeder.mixture import MixtureSettings
 from feeder.order import COUNT_LIMIT, OrderSettings, Plan
 from feeder.pipeline import OnError, Pipeline
 from feeder.placement import Placement, Replicate, data_placement, local_world_size, resolve_placement
+from feeder.program import OURS, Program
 from feeder.resources import usable_cores
 from feeder.stages import Counters
 from feeder.state import State
@@ -51,7 +53,7 @@ class Delivery:
     on_error: OnError
     max_bad_fraction: float
     arrays: Arrays
-    audit_log: str | None
+    audit_log: str | os.PathLike[str] | None
 
     def __post_init__(self) -> None:
         sizes = _checked_batch_sizes(self.batch_size, self.global_batch_size)
@@ -59,7 +61,7 @@ class Delivery:
             "batch_size": sizes[0],
             "global_batch_size": sizes[1],
             "threads": None if self.threads is None else checked_integer("threads", self.threads, least=1),
-            "audit_log": None if self.audit_log is None else os.fspath(self.audit_log),
+            "audit_log": None if self.audit_log is None else _checked_path("audit_log", self.audit_log),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -262,7 +264,7 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
     ) -> Generator[Batch, None, None]:
         """Return the batches of the rest of an epoch as NumPy arrays: every ``workers``-th from the ``worker``-th on.
 
-        Entries that begin with an underscore are for `handed_over`.
+        They have entries of our own, which `handed_over` takes out.
 
         Args:
             epoch, position: where to start.
@@ -314,23 +316,17 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         )
         return self.handed_over(self._with_state(batch, settings, global_batch))
 
-    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
-        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
-        params = batch.get("_params")
-        if params is None:
-            return None
-        program = self._sources(self._resolved_plan()[0])[0].program
-        assert program is not None  # encoded images have no operations
-        views = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
-        mixing = next((part[MIXER] for part in params.values() if MIXER in part), None)
-        return tensors.deferred(
-            views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
-        )
+    def deferral(self) -> "Callable[[Batch], tensors.Deferred | None]":
+        """Return what tells, of a batch of the streams that start now, what remains to be done on a device; or None.
+
+        Transforms that are set later do not change it.
+        """
+        return functools.partial(_deferred, self._sources(self._resolved_plan()[0])[0].program)
 
     def handed_over(self, batch: Batch) -> Batch:
         """Return a batch of `stream` in the kind of arrays that users asked for, without entries of our own."""
         images = batch["_images"]
-        batch = {name: value for name, value in batch.items() if not name.startswith("_")}
+        batch = {name: value for name, value in batch.items() if name not in OURS}
         return tensors.from_arrays(batch, images) if self._delivery.as_tensors else batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -450,9 +446,12 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         return self._plan
 
     def made(self, step: Step) -> Batch:
-        """Return the batch of any samples, made in this process, as `stream` gives them but without a state."""
+        """Return the batch of any samples, made in this process, as `stream` gives them but without a state.
+
+        It stands at no place of a run, so nothing is written of bad samples.
+        """
         settings, plan = self._resolved_plan()
-        return self._resolved_pipeline(settings, plan, 1).batch(step)
+        return self._resolved_pipeline(settings, plan, 1).batch(step, noted=False)
 
     def _step(self, plan: Plan, epoch: int, position: int, placement: Placement, global_batch: int) -> Step:
         samples = plan.rank_batch(epoch, position, global_batch, placement.rank, placement.world_size)
@@ -500,6 +499,19 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         )
 
 
+def _deferred(program: Program | None, batch: Batch) -> "tensors.Deferred | None":
+    """Return what of a program remains to be done to a batch; None where nothing does."""
+    params = batch.get("_params")
+    if params is None:
+        return None
+    assert program is not None  # encoded images have no operations
+    views = {name: {number: part[number] for number in part if number != MIXER} for name, part in params.items()}
+    mixing = next((part[MIXER] for part in params.values() if MIXER in part), None)
+    return tensors.deferred(
+        views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
+    )
+
+
 def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) -> tuple[int | None, int | None]:
     """Return the two sizes, of which just one is given, at least 1."""
     if (batch_size is None) == (global_batch_size is None):
@@ -511,6 +523,13 @@ def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) 
     if batch_size is not None:
         return checked_integer("batch_size", batch_size, least=1), None
     return None, checked_integer("global_batch_size", global_batch_size, least=1)
+
+
+def _checked_path(name: str, value: Any) -> str:
+    """Return a path as text."""
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{name} is {value!r}; it must be the path of a file")
+    return os.fspath(value)
 
 
 def _checked_count(name: str, value: Any) -> int:

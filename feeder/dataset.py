@@ -10,7 +10,7 @@ from feeder.arguments import as_integer
 from feeder.batches import Arrays, BatchDataset, Delivery
 from feeder.description import describe
 from feeder.errors import ConfigError, StateError
-from feeder.fields import Fields, choose_fields
+from feeder.fields import Fields, check_entries, choose_fields
 from feeder.layout import Source, Step
 from feeder.order import Order, OrderSettings, RankBatch, Shuffle, resolve_settings, unset_settings
 from feeder.pipeline import OnError
@@ -103,6 +103,8 @@ class ImageDataset(BatchDataset[OrderSettings]):
         audit_log: str | os.PathLike[str] | None = None,
         arrays: Arrays = "auto",
     ) -> None:
+        if not isinstance(source, str | os.PathLike):
+            raise ConfigError(f"source is {source!r}; it must be the path or URL of a dataset or a folder of images")
         delivery = Delivery(
             batch_size=batch_size,
             global_batch_size=global_batch_size,
@@ -112,7 +114,7 @@ class ImageDataset(BatchDataset[OrderSettings]):
             threads=threads,
             on_error=on_error,
             max_bad_fraction=max_bad_fraction,
-            audit_log=None if audit_log is None else os.fspath(audit_log),
+            audit_log=audit_log,
             arrays=arrays,
         )
         self._seed = checked_seed(seed)
@@ -130,9 +132,12 @@ class ImageDataset(BatchDataset[OrderSettings]):
             sample_weights=sample_weights,
             balance=balance,
         )
-        self._fields: Fields = choose_fields(self.manifest, self._reader.url, fields, map_fields or {})
+        self._fields: Fields = choose_fields(
+            self.manifest, self._reader.url, fields, {} if map_fields is None else map_fields
+        )
         if self._program is None and self._fields.masks:
             raise ConfigError(f"{self._fields.masks[0]!r} is an image, and decode=False decodes none; leave it out")
+        check_entries(self._fields, self._program)
 
     @property
     def manifest(self) -> Manifest:
@@ -185,8 +190,9 @@ class ImageDataset(BatchDataset[OrderSettings]):
         `feeder.Loader`, whose own `set_transform` reaches them.
         """
         program = _compile(transform, views, self._program is not None)
-        self.close()
+        check_entries(self._fields, program)
         self._program = program
+        self._pipelines = {}  # an iteration under way keeps the one that it has
 
     def close(self) -> None:
         """Stop this process's decode threads and release its open files; iterating again opens them anew."""

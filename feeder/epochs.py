@@ -23,7 +23,7 @@ import numpy as np
 
 from feeder.memory import anonymous_file
 
-_OWNERS = 64  # processes of one dataset object; the one that was first seen longest ago gives way
+_OWNERS = 1024  # processes of one dataset object; the dead give way first, then who was first seen longest ago
 _ITERATIONS = 256  # iterations in workers that may still be starting, of all owners
 
 _LAYOUT = np.dtype(
@@ -141,8 +141,10 @@ class EpochCounter:
             return owners[found[0]]
         (creator,) = np.nonzero(owners["pid"] == memory["creator"])
         epoch, position = _next_epoch(owners[creator[0]]) if creator.size else (0, 0)
-        free = np.nonzero(owners["pid"] != memory["creator"])[0]
-        place = free[int(memory["owners_seen"]) % len(free)]
+        others = np.nonzero(owners["pid"] != memory["creator"])[0]
+        oldest = others[int(memory["owners_seen"]) % len(others)]
+        # each worker of a loader is one for as long as it lives: a rank shall not give way to the hundredth of them
+        place = next((at for at in others if not _is_alive(int(owners["pid"][at]))), oldest)
         memory["owners_seen"] += 1
         owners[place] = (pid, epoch, position, 0, 0, 0)
         return owners[place]
@@ -193,6 +195,18 @@ def _next_epoch(owner: Any) -> tuple[int, int]:
     """Return the epoch and first position of an owner's next iteration."""
     started = int(owner["started"])
     return int(owner["epoch"]) + started, int(owner["position"]) if started == 0 else 0
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether there is a process of this id; 0 stands for none."""
+    try:
+        if pid:
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return pid != 0
 
 
 def _lineage(worker: int) -> tuple[int, int]:

@@ -15,7 +15,8 @@ results are numbers or arrays of one shape, else kept as a list.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feeder.errors import ConfigError
+from feeder.program import IMAGE, OURS, TAKEN, Program
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.reading.rows import Reader
+from feeder.tensors.samples import array_of, held, is_tensor
 
 _DTYPES: Mapping[str, type[np.generic]] = {"int64": np.int64, "float64": np.float64, "bool": np.bool_}
 _TAKEN = frozenset({"image", "label"})  # are in every batch
+_OF_GROUPS = ("crop", "flip")  # entries of each group of views
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +60,10 @@ def choose_fields(manifest: Manifest, url: str, fields: Sequence[str], functions
     Raises:
         ConfigError: the dataset has no such field, or it is in every batch anyway.
     """
-    if isinstance(fields, str):
-        raise ConfigError(f"fields is {fields!r}; give a list of names, such as [{fields!r}]")
+    if isinstance(fields, str) or not isinstance(fields, Iterable):
+        raise ConfigError(f"fields is {fields!r}; give a list of names, such as [{str(fields)!r}]")
+    if not isinstance(functions, Mapping):
+        raise ConfigError(f"map_fields is {functions!r}; give functions by field, as in {{'caption': tokenize}}")
     names = list(dict.fromkeys([*fields, *functions]))
     for name in names:
         if name in _TAKEN:
@@ -72,6 +78,28 @@ def choose_fields(manifest: Manifest, url: str, fields: Sequence[str], functions
     return Fields(
         types={name: kind for name, kind in kinds.items() if kind != "image"}, masks=masks, functions=dict(functions)
     )
+
+
+def check_entries(fields: Fields, program: Program | None) -> None:
+    """Raise ConfigError unless batches have room for fields beside what a program makes of images."""
+    views = () if program is None else program.views
+    groups = [view.name for view in views if len(views) > 1 or view.name != IMAGE]  # whose names masks stand under
+    taken = TAKEN | OURS | {view.name for view in views} | {f"{group}.{end}" for group in groups for end in _OF_GROUPS}
+    for name in (*fields.types, *fields.masks):
+        entries = {f"{group}.{name}" for group in groups if name in fields.masks} or {name}
+        if entries & taken:
+            raise ConfigError(
+                f"fields names {name!r}, and batches have another entry of that name; give views another name, or"
+                " 'feeder annotate' the dataset with the field's values under another"
+            )
+        taken |= entries
+    whole = next((view for view in views if view.geometry is None), None)
+    if fields.masks and whole is not None:
+        raise ConfigError(
+            f"fields names {fields.masks[0]!r}, an image, which gets the crop that the engine cuts for {whole.name!r},"
+            " and there it cuts none: begin the transforms with one that it executes, such as"
+            " feeder.RandomResizedCrop(224), or leave the field out"
+        )
 
 
 def read_values(reader: Reader, kind: str, ids: NDArray[np.int64], name: str) -> list[Any]:
@@ -103,11 +131,16 @@ def stack_values(fields: Fields, name: str, values: list[Any], valid: NDArray[np
 
 def _stack_results(values: list[Any], rows: list[int]) -> Any:
     """Return what a function made of values as one array with zeros in the other rows, or as the list it is."""
-    arrays = [np.asarray(values[row]) for row in rows if not isinstance(values[row], str | bytes | list | dict | None)]
+    arrays = [array for row in rows if (array := _as_array(values[row])) is not None]
     if len(arrays) < len(rows) or not rows or len({(array.shape, array.dtype) for array in arrays}) != 1:
-        return values
-    if arrays[0].dtype.kind not in "biufc":
         return values
     stacked = np.zeros((len(values), *arrays[0].shape), arrays[0].dtype)
     stacked[rows] = arrays
     return stacked
+
+
+def _as_array(value: Any) -> NDArray[Any] | None:
+    """Return a number, an array or a tensor as an array, None for anything else, which no array of a batch can hold."""
+    if is_tensor(value):
+        value = array_of(value)
+    return held(np.asarray(value)) if isinstance(value, numbers.Number | np.generic | np.ndarray) else None

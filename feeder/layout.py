@@ -221,7 +221,7 @@ class Layout:
         assert function is not None
         given = [result for views in results if views is not None for result in views]
         if not given:  # no row is valid; what shape the zeros have, only the function knows
-            sides = (1, 1) if view.geometry is None else view.geometry.size
+            sides = self._sides_of_first() if view.geometry is None else view.geometry.size
             given = [function(np.zeros((*sides, 3), np.uint8), 0)]
         first = given[0]
         for result in given:
@@ -240,6 +240,11 @@ class Layout:
             for number in range(0 if views is None else len(views)):
                 stacked[row, number] = next(remaining)
         return stacked, last
+
+    def _sides_of_first(self) -> tuple[int, int]:
+        """Return height and width of the first stored sample, where anything of that kind will do."""
+        table, _ = self._sources[0].reader.read(np.zeros(1, np.int64))
+        return max(1, int(table.heights[0])), max(1, int(table.widths[0]))
 
 
 def _shape(value: Any) -> str:

@@ -5,13 +5,13 @@ import logging
 import os
 import pickle
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, Self
 
 from feeder import tensors
 from feeder.arguments import checked_integer, one_of
 from feeder.errors import ConfigError, FeederError
-from feeder.stalls import COMPUTE, DEVICE, WORKER_START, LoaderStats, StallClock
+from feeder.stalls import COMPUTE, DEVICE, WORKER, WORKER_START, LoaderStats, StallClock
 from feeder.workers.local import LocalSource
 from feeder.workers.pool import PoolOptions, WorkerPool
 from feeder.workers.protocol import Call
@@ -57,9 +57,12 @@ class Loadable(Streams, Protocol):
         """Return a batch of `stream` in the kind of arrays that users asked for."""
         ...
 
-    def deferred(self, batch: Batch) -> "tensors.Deferred | None":
-        """Return what remains to be done on a device to a batch of `stream`; None where nothing does."""
+    def deferral(self) -> "Deferral":
+        """Return what tells what remains to be done on a device to a batch of the streams that start now."""
         ...
+
+
+Deferral = Callable[[Batch], "tensors.Deferred | None"]
 
 
 class Loader:
@@ -123,6 +126,7 @@ class Loader:
         self._clock = StallClock()
         self._source: WorkerPool | LocalSource | None = None
         self._calls: list[Call] = []  # for the dataset in the workers, before they begin next
+        self._outdated = False  # the workers have transforms that no call can change: others take their place
         self._iteration = 0
         self._expected: dict[str, Any] | None = None  # the state from which the source would go on by itself
         self._state: dict[str, Any] | None = None  # behind the last batch that was handed out
@@ -163,7 +167,7 @@ class Loader:
             ConfigError: arguments of the dataset that cannot work in this process, or a dataset that cannot be sent to
                 a worker.
         """
-        self._iteration += 1
+        self._iteration = iteration = self._iteration + 1
         self._clock.start(self._dataset.epoch)
         source, feed = self._opened()
         self._clock.note(WORKER_START)
@@ -172,29 +176,31 @@ class Loader:
             source.begin(state, tuple(self._calls))
             self._calls.clear()
         self._expected, self._state = None, state
-        yield from self._batches(source, feed, state, steps)
+        try:
+            yield from self._batches(source, feed, state, steps)
+        except BaseException:
+            if self._iteration == iteration:
+                self._clock.note(COMPUTE)  # of a loop that is left early, in whatever way
+            raise
 
     def _batches(
         self, source: WorkerPool | LocalSource, feed: "tensors.Feed", state: dict[str, Any], steps: int
     ) -> Iterator[Batch]:
         """Yield an iteration's batches, and keep the books."""
-        iteration, epoch = self._iteration, int(state["epoch"])
+        iteration, epoch, deferral = self._iteration, int(state["epoch"]), self._dataset.deferral()
         ahead: deque[Any] = deque()  # batches on their way to the device, or the exception that came in place of one
         taken = 0
         for _ in range(steps):
             self._clock.note(COMPUTE)
-            if self._iteration != iteration:
-                raise ConfigError(
-                    f"this iteration over epoch {epoch} was ended by a later one, by load_state_dict or by close: a"
-                    " Loader runs one at a time; make a second Loader to run two"
-                )
+            self._check_current(iteration, epoch)
             if not ahead:
-                ahead.append(self._taken(source, feed, epoch))
+                ahead.append(self._taken(source, feed, epoch, deferral))
                 taken += 1
             if feed.overlaps and taken < steps and not isinstance(ahead[-1], Exception) and source.is_ready:
-                ahead.append(self._taken(source, feed, epoch))
+                ahead.append(self._taken(source, feed, epoch, deferral))
                 taken += 1
             if isinstance(first := ahead.popleft(), Exception):
+                self._check_current(iteration, epoch)  # another thread may have ended it while this one waited
                 raise first
             started, remaining = first
             batch = feed.finish(started)
@@ -211,7 +217,15 @@ class Loader:
         self._clock.note(COMPUTE)
         _log.info("%s", self._clock.stats)
 
-    def _taken(self, source: WorkerPool | LocalSource, feed: "tensors.Feed", epoch: int) -> Any:
+    def _check_current(self, iteration: int, epoch: int) -> None:
+        """Refuse to go on with an iteration that is not the last one."""
+        if self._iteration != iteration:
+            raise ConfigError(
+                f"this iteration over epoch {epoch} was ended by a later one, by load_state_dict or by close: a Loader"
+                " runs one at a time; make a second Loader to run two"
+            )
+
+    def _taken(self, source: WorkerPool | LocalSource, feed: "tensors.Feed", epoch: int, deferral: Deferral) -> Any:
         """Take a batch and start it on its way to the device; return an exception that came in its place.
 
         After an exception, Ctrl-C included, nobody knows what is left on the way: the workers end, and the next
@@ -224,9 +238,10 @@ class Loader:
                     f"a worker sent a batch of epoch {batch['epoch']} in epoch {epoch}; the dataset has another length"
                     " there: has its source changed?"
                 )
-            remaining = self._dataset.deferred(batch)
+            remaining = deferral(batch)
             return feed.start(self._dataset.handed_over(batch)), remaining
         except BaseException as error:
+            self._clock.note(WORKER)
             self._drop_source()
             if isinstance(error, Exception):
                 return error
@@ -270,15 +285,15 @@ class Loader:
         try:
             pickle.dumps(call)
         except Exception:  # noqa: BLE001 - a lambda, or whatever else cannot be sent to workers that run
-            self._drop_source()
+            self._outdated = True
         else:
             if self._source is not None:
                 self._calls.append(call)
 
     def close(self) -> None:
         """End the workers; batches that were handed out stay valid, and another iteration starts new workers."""
-        self._drop_source()
         self._iteration += 1
+        self._drop_source()
 
     def __enter__(self) -> Self:
         return self
@@ -299,11 +314,13 @@ class Loader:
         """Return what makes batches in this process, and what brings them to the device; start them if need be."""
         if self._source is not None and self._source.owner != os.getpid():
             self._source = self._feed = None  # a fork has other workers, and no GPU of its parent's
+        if self._outdated:
+            self._drop_source()
         if self._feed is None:
             self._feed = tensors.open_feed(self._device)
         if self._source is None:
             self._calls.clear()
-            self._expected = None
+            self._expected, self._outdated = None, False
             if self._options.workers:
                 self._source = WorkerPool(self._dataset, self._options, self._feed.prepare, self._clock)
             else:
@@ -345,6 +362,8 @@ class TupleLoader:
 
 def _on_device(pixels_on_device: object, device: str | None) -> bool:
     """Return whether operations on pixels are left to the device."""
+    if device is not None and not isinstance(device, str):
+        raise ConfigError(f"device is {device!r}; it must be None, 'cpu', 'cuda' or 'cuda:N'")
     if pixels_on_device == "auto":
         return device is not None and device.startswith("cuda")
     if not isinstance(pixels_on_device, bool):

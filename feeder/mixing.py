@@ -178,9 +178,16 @@ class MixedDataset(BatchDataset[MixtureSettings]):
 
         As with `ImageDataset.set_transform`, workers that are kept from epoch to epoch do not see it.
         """
-        for dataset in self.datasets:
-            dataset.set_transform(transform, views=views)
-        super().close()
+        before = [dataset._program for dataset in self.datasets]
+        try:
+            for dataset in self.datasets:
+                dataset.set_transform(transform, views=views)
+            self._check_outputs()
+        except ConfigError:
+            for dataset, program in zip(self.datasets, before, strict=True):
+                dataset._program = program
+            raise
+        self._pipelines = {}  # an iteration under way keeps the one that it has
 
     def close(self) -> None:
         """Stop this process's decode threads and release open files; iterating again opens them anew."""

@@ -113,12 +113,22 @@ class Pipeline:
             while pending:
                 yield self._finish(pending.popleft())
         finally:
-            for waiting in pending:
-                waiting.cancel()
+            if self.usable:  # in a fork a thread that is not there may hold what cancelling needs
+                for waiting in pending:
+                    waiting.cancel()
 
-    def batch(self, step: Step) -> dict[str, Any]:
-        """Return the batch of one step."""
-        return self._finish(self._start(step))
+    def batch(self, step: Step, *, noted: bool = True) -> dict[str, Any]:
+        """Return the batch of one step that was asked for by itself, which does not count as streamed.
+
+        Args:
+            step: says which samples.
+            noted: whether bad samples are logged, in the audit log, too.
+        """
+        pending = self._start(step)
+        self._await(pending)
+        if noted:
+            self._note(pending.batch)
+        return self._layout.finish(pending.batch)
 
     def close(self) -> None:
         """Stop the threads, once they have finished what they are at."""
@@ -141,14 +151,20 @@ class Pipeline:
 
     def _finish(self, pending: "_Pending") -> dict[str, Any]:
         """Wait for a batch's chunks, and judge its bad samples."""
+        self._await(pending)
+        self._judge(pending.batch, self._note(pending.batch))
+        return self._layout.finish(pending.batch)
+
+    def _await(self, pending: "_Pending") -> None:
+        """Wait for a batch's chunks; raise what one raised."""
+        if not self.usable:
+            raise ConfigError("this iteration began before the process was forked; begin another one here")
         try:
             for chunk in pending.chunks:
                 _wait(chunk, pending.batch.step)
         except BaseException:
             pending.cancel()
             raise
-        self._judge(pending.batch)
-        return self._layout.finish(pending.batch)
 
     def _fill(self, batch: Batch, rows: slice) -> None:
         """Read and decode some rows of a batch; runs in a thread."""
@@ -183,11 +199,10 @@ class Pipeline:
             " run 'feeder verify DATASET --level deep'"
         )
 
-    def _judge(self, batch: Batch) -> None:
-        """Log a batch's bad samples, and raise when there are too many."""
+    def _note(self, batch: Batch) -> str:
+        """Log a batch's bad samples; return what is said of the last."""
         step, sentence = batch.step, ""
         for bad in sorted(batch.bad, key=lambda bad: (bad.source, bad.id, bad.row)):
-            self._bad_at.append(self._seen)
             outcome = "it is masked"
             if bad.stand_in is not None:
                 outcome = f"sample {bad.stand_in[0]} ({bad.stand_in[1]!r}) stands in"
@@ -197,6 +212,11 @@ class Pipeline:
             if (bad.source, bad.id) not in self._logged:
                 self._logged.add((bad.source, bad.id))
                 _log.warning("epoch %d, position %d: %s", step.epoch, step.position, sentence)
+        return sentence
+
+    def _judge(self, batch: Batch, sentence: str) -> None:
+        """Raise when there are too many bad samples; ``sentence`` is about the last."""
+        self._bad_at.extend([self._seen] * len(batch.bad))
         self._seen += len(batch.ids)
         while self._bad_at and self._bad_at[0] <= self._seen - BAD_WINDOW:
             self._bad_at.popleft()

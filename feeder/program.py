@@ -22,11 +22,20 @@ from feeder.augment import Geometry, compile_transforms, sample_keys
 from feeder.errors import ConfigError
 from feeder.foreign import PerSample, Placement, describe, split
 from feeder.keyed import UInt64Array, draw
-from feeder.pixels import Mixer, Params, PixelTransform, is_mixer, numbered_name, operation_stream
+from feeder.pixels import (
+    Mixer,
+    Params,
+    PixelTransform,
+    is_mixer,
+    is_pixel_transform,
+    numbered_name,
+    operation_stream,
+)
 from feeder.transforms import GEOMETRIC, Normalize
 
 IMAGE = "image"  # the name of the views of a program that has one group
-_TAKEN = frozenset({"label", "id", "key", "valid", "crop", "flip", "size", "epoch", "position", "state", "source"})
+TAKEN = frozenset({"label", "id", "key", "valid", "crop", "flip", "size", "epoch", "position", "state", "source"})
+OURS = frozenset({"_images", "_params"})  # in batches on their way to the user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +127,9 @@ class Program:
     @property
     def deferrable(self) -> bool:
         """Whether all operations may as well run on a device, on whole batches: none is a user's own."""
-        return all(
-            type(operation.transform).__module__.startswith(("feeder.pixels.", "feeder.transforms"))
-            for view in self.views
-            for operation in view.operations
-        )
+        transforms = [operation.transform for view in self.views for operation in view.operations]
+        mixers = [view.mixer for view in self.views if view.mixer is not None]
+        return all(_is_ours(item) for item in (*transforms, *mixers))
 
 
 class Views:
@@ -142,7 +149,7 @@ class Views:
                 f"Views got {groups!r}; give a dictionary such as {{'global': ([RandomResizedCrop(224)], 2)}}"
             )
         for name, group in groups.items():
-            if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+            if not isinstance(name, str) or not name.isidentifier() or name in TAKEN | OURS:
                 raise ConfigError(f"Views got a group called {name!r}; give a name that batches do not use already")
             if not isinstance(group, Sequence) or len(group) != 2 or (as_integer(group[1]) or 0) < 1:
                 raise ConfigError(f"Views got {group!r} for {name!r}; give (transforms, how many), such as ([…], 2)")
@@ -170,6 +177,12 @@ def compile_program(transform: Any, *, views: int = 1) -> Program:
     for name, (transforms, count) in transform.groups.items():
         compiled.append(_compile_view(name, transforms, count, sum(view.count for view in compiled)))
     return Program(views=tuple(compiled))
+
+
+def _is_ours(item: Any) -> bool:
+    """Whether an operation, and all that it applies, is none of a user's own."""
+    inner = getattr(item, "transforms", ())
+    return type(item).__module__.startswith(("feeder.pixels.", "feeder.transforms")) and all(map(_is_ours, inner))
 
 
 def _compile_view(name: str, transforms: Any, count: Any, first: int) -> View:
@@ -233,6 +246,11 @@ def _check_operation(item: Any, before: Sequence[Operation]) -> None:
         raise ConfigError(
             f"{name} stands behind {before[-1].name if before else 'others'}; boxes are cut from stored pixels, and"
             f" what changes pixels comes afterwards: put {name} before"
+        )
+    if not isinstance(item, Normalize | PerSample) and not is_pixel_transform(item):
+        raise ConfigError(
+            f"{name} stands among the transforms, and is none; give operations of feeder, torchvision or"
+            " albumentations, or functions of pixels"
         )
     normalised = any(isinstance(operation.transform, Normalize) for operation in before)
     if normalised and isinstance(item, Normalize):

@@ -203,7 +203,10 @@ def _checked_exclude(columns: Columns, url: str, exclude: Any) -> str | NDArray[
             raise
     if isinstance(exclude, os.PathLike):
         return sorted(set(read_keys(exclude)))
-    array = np.asarray(exclude) if isinstance(exclude, Sequence | np.ndarray) else np.asarray(None)
+    try:
+        array = np.asarray(exclude if isinstance(exclude, Sequence | np.ndarray) else None)
+    except ValueError:  # lists of unequal lengths
+        array = np.asarray(None)
     if array.ndim == 1 and (array.dtype.kind in "iu" or not array.size):
         ids = np.unique(array).astype(np.int64)
         outside = ids[(ids < 0) | (ids >= columns.manifest.num_samples)]

@@ -17,6 +17,9 @@ from feeder.order import COUNT_LIMIT, OrderSettings
 
 STATE_VERSION = 1
 
+_SELECTING = "where, exclude, limit, sample_weights, balance"
+_ARGUMENTS = {"sticky": "sticky_shards"}  # whose name is another than that of the setting
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class State:
@@ -76,7 +79,10 @@ class State:
             )
         differing = _differences(self.order, asked, {"sources", *unset})
         for mine, theirs, of_source in zip(self.order.sources, asked.sources, unset_of_sources, strict=True):
-            differing += _differences(mine.order, theirs.order, of_source, f"{mine.name}: ")
+            differing |= {
+                f"{mine.name}: {words}": settled
+                for words, settled in _differences(mine.order, theirs.order, of_source).items()
+            }
         _refuse(differing)
         return self.order
 
@@ -161,21 +167,39 @@ def _check_algorithm(settings: Mapping[str, Any], where: str, known: int, what: 
         )
 
 
-def _differences(mine: Any, asked: Any, unset: Collection[str], of: str = "") -> list[str]:
-    """Return in words which settings, of those that were asked for, differ from those in the state."""
-    return [
-        f"{of}{field.name} {getattr(mine, field.name)} in the state and {getattr(asked, field.name)} here"
+def _differences(mine: Any, asked: Any, unset: Collection[str]) -> dict[str, bool]:
+    """Return in words which settings, of those that were asked for, differ from those in the state.
+
+    The values say of each whether leaving it unset would take it from the state.
+    """
+    names = [
+        field.name
         for field in dataclasses.fields(asked)
         if field.name not in unset and getattr(mine, field.name) != getattr(asked, field.name)
     ]
+    if "shuffle" in names:  # which the others follow from
+        names = [name for name in names if name not in ("lanes", "window", "sticky")]
+    return dict(_difference(name, getattr(mine, name), getattr(asked, name)) for name in names)
 
 
-def _refuse(differing: list[str]) -> None:
+def _difference(name: str, mine: Any, asked: Any) -> tuple[str, bool]:
+    """Return one difference in a user's words, and whether leaving it unset would take it from the state."""
+    match name:
+        case "copies_digest":
+            here = "none" if asked is None else "one" if mine is None else "another"
+            return f"{'no' if mine is None else 'a'} selection ({_SELECTING}) in the state and {here} here", False
+        case "window":
+            mine, asked = ("all" if value is None else f"of {value} samples" for value in (mine, asked))
+    return f"{_ARGUMENTS.get(name, name)} {mine} in the state and {asked} here", name not in ("shuffle", "length")
+
+
+def _refuse(differing: Mapping[str, bool]) -> None:
     """Raise StateError if there are differences."""
     if differing:
+        settled = all(differing.values())
         raise StateError(
-            f"the state belongs to another order than the arguments ask for: {'; '.join(differing)}; leave them"
-            " unset to take them from the state"
+            f"the state belongs to another order than the arguments ask for: {'; '.join(differing)};"
+            f" {'leave them unset to take them from the state' if settled else 'give what the state was made with'}"
         )
 
 

@@ -62,6 +62,7 @@ def open_stream(args: argparse.Namespace) -> "ImageDataset":
     """
     from feeder import presets
     from feeder.dataset import ImageDataset
+    from feeder.shards.columns.expressions import ExpressionError
 
     given = {name: getattr(args, name) for name in _PASSED_ON}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -69,16 +70,22 @@ def open_stream(args: argparse.Namespace) -> "ImageDataset":
         options["exclude"] = Path(args.exclude)
     if args.batch_size is not None or args.global_batch_size is None:
         options["batch_size"] = DEFAULT_BATCH if args.batch_size is None else args.batch_size
-    dataset = ImageDataset(
-        args.dataset,
-        transform=presets.parse(args.transform),
-        shuffle=asked_shuffle(args),
-        views=args.views,
-        engine=args.engine,
-        on_error=args.on_error,
-        arrays="numpy",
-        **options,
-    )
+    transform, shuffle = presets.parse(args.transform), asked_shuffle(args)
+    try:
+        dataset = ImageDataset(
+            args.dataset,
+            transform=transform,
+            shuffle=shuffle,
+            views=args.views,
+            engine=args.engine,
+            on_error=args.on_error,
+            arrays="numpy",
+            **options,
+        )
+    except ExpressionError as error:
+        if args.exclude is None or repr(args.exclude) not in str(error) or args.exclude == args.where:
+            raise
+        raise ConfigError(f"{error}; nor is there a file of that name, whose keys --exclude would leave out") from error
     if args.state is not None:
         dataset.load_state_dict(read_state(Path(args.state)))
     return dataset

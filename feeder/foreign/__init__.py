@@ -14,6 +14,7 @@ out. What follows runs per sample, as it is and in its own order, seeded; see `f
 `describe` says of each operation where it runs, and why. If the code disagrees with these lines, the code is wrong.
 """
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,8 @@ def _family(value: Any, family_of_functions: Family) -> Family:
     """Return what a value is an operation of."""
     if isinstance(value, type):
         raise ConfigError(f"{value.__name__} was given as a class: write {value.__name__}(…) with its arguments")
+    if inspect.isfunction(value) and value.__module__.startswith("feeder."):
+        raise ConfigError(f"{value.__name__} of {value.__module__} was given itself: write {value.__name__}(…)")
     if isinstance(value, PerSample):
         return "per sample"
     if type(value).__module__.startswith("feeder.") or (

@@ -28,11 +28,14 @@ from numpy.typing import NDArray
 from feeder.errors import ConfigError, FeederError, TransformError
 from feeder.foreign.seeding import ALL, Generators, alone, generator, seed
 from feeder.keyed import draw
-from feeder.tensors.samples import is_tensor, pixels_of, plain, tensor_of, tv_image_of
+from feeder.tensors.samples import array_of, held, is_tensor, pixels_of, plain, tensor_of, tv_image_of
 
 Kind = Literal[
     "array", "pil", "image", "tensor"
 ]  # (H, W, 3) array, PIL image, tv_tensors.Image, plain tensor (3, H, W)
+
+
+_LONGEST = 300  # characters that are quoted of an error's message
 
 
 class Stage(Protocol):
@@ -95,13 +98,21 @@ class PerSample:
         for stage, own in zip(self.stages, draw(key, np.arange(len(self.stages))).tolist(), strict=True):
             value = stage.run(value, own)
         if is_tensor(value):
-            if str(value.dtype) == "torch.bfloat16":
+            if array_of(value) is None:
+                lacking = value.dtype if str(value.layout) == "torch.strided" else value.layout
                 raise TransformError(
-                    f"transform {self.names[-1]} returned bfloat16, which arrays lack; give back float32"
+                    f"transform {self.names[-1]} returned {str(lacking).removeprefix('torch.')}, which arrays lack;"
+                    " give back float32"
                 )
             return plain(value)
         if isinstance(value, np.ndarray):
-            return value
+            array = held(value)
+            if array is None:
+                raise TransformError(
+                    f"transform {self.names[-1]} returned an array of {value.dtype}, which no batch holds; give back"
+                    " numbers, such as float32"
+                )
+            return array
         if _is_pil(value):
             return np.asarray(value)
         raise TransformError(
@@ -183,8 +194,14 @@ def guarded(operation: Callable[..., Any], *arguments: Any, what: str = "transfo
     except FeederError:
         raise  # a dataset within the function has already said what is wrong
     except Exception as error:
-        message = str(error).strip() or "no message"
+        message = _shortened(str(error))
         raise TransformError(f"{what} {name_of(operation)} raised {type(error).__name__}: {message}") from error
+
+
+def _shortened(message: str) -> str:
+    """Return a message as a clause; the whole of it remains in the cause, which may print tensors."""
+    line = " ".join(message.split()) or "no message"
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -69,6 +69,7 @@ def seed(generators: Generators, key: int) -> None:
     if "random" in generators:
         random.seed(key)
     if "numpy" in generators:
-        np.random.seed([key & _LOW_BITS, key >> 32])  # noqa: NPY002 - functions draw from it
+        # with the two words of the key alone it would be the very generator of `random`, and draw the same numbers
+        np.random.seed([key & _LOW_BITS, key >> 32, 1])  # noqa: NPY002 - functions draw from it
     if "torch" in generators:
         seed_generator(key)

@@ -37,8 +37,6 @@ class Deferred:
     def run(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the batch, of tensors, with the operations run; its images may be overwritten."""
         batch = dict(batch)
-        if not self.valid.any():
-            return batch
         for view in self.views:
             images = batch[view.name]
             drawn = self.params.get(view.name, {})
@@ -51,6 +49,8 @@ class Deferred:
 
     def _operated(self, view: "View", images: Tensor, drawn: Mapping[int, Params]) -> Tensor:
         """Return (B·V, 3, H, W) images behind a group's operations; rows that are not valid are zeros again."""
+        if not self.valid.any():  # all are zeros, for which nothing was drawn
+            return images.float() if view.dtype is np.float32 else images
         for number, operation in enumerate(view.operations):
             transform: Any = operation.transform
             if isinstance(transform, Normalize):

@@ -35,6 +35,22 @@ def plain(value: Any) -> Any:
     return value.as_subclass(torch.Tensor).detach().cpu()
 
 
+def array_of(value: Any) -> NDArray[Any] | None:
+    """Return the array over the memory of a tensor; None where there is none, as of bfloat16 and of sparse tensors."""
+    try:
+        array: NDArray[Any] = plain(value).numpy()
+    except (TypeError, RuntimeError):
+        return None
+    return array
+
+
+def held(array: NDArray[Any]) -> NDArray[Any] | None:
+    """Return an array as batches hold it, in native byte order; None unless torch has such numbers, too."""
+    if array.dtype.kind not in "biufc" or array.itemsize > (16 if array.dtype.kind == "c" else 8):
+        return None
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def pixels_of(value: Any) -> NDArray[Any]:
     """Return the (H, W, C) array over the memory of a (C, H, W) tensor."""
     array: NDArray[Any] = plain(value).numpy()

@@ -164,9 +164,15 @@ def _assignment(options: PoolOptions, number: int) -> Assignment:
 
 def _stop(workers: list[Worker]) -> None:
     """End all workers."""
-    for worker in workers:
-        worker.ask_to_stop()
-    deadline = time.monotonic() + STOP_GRACE_S
-    for worker in workers:
-        worker.join(deadline)
-    workers.clear()
+    try:
+        for worker in workers:
+            worker.ask_to_stop()
+        deadline = time.monotonic() + STOP_GRACE_S
+        for worker in workers:
+            worker.join(deadline)
+    except BaseException:  # a second Ctrl-C: whoever sends it does not want to wait for what does not hear
+        for worker in workers:
+            worker.kill()
+        raise
+    finally:
+        workers.clear()

@@ -5,6 +5,7 @@ memory, so that it keeps neither alive.
 """
 
 import contextlib
+import errno
 import multiprocessing.connection
 import os
 import pickle
@@ -70,6 +71,11 @@ class Worker:
             target=serve, args=(dataset, theirs, self._work, assignment), name="feeder-worker", daemon=True
         )
         try:
+            if multiprocessing.current_process().daemon:
+                raise ConfigError(
+                    "this process is a daemon of multiprocessing, which may start no others: pass workers=0, or start"
+                    " it with daemon=False"
+                )
             with workers_ignore_interrupts():
                 process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -130,7 +136,12 @@ class Worker:
             if isinstance(message, Made):
                 map_new(self._connection, message, self.views)
             return message
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise ConfigError(
+                    "this process has as many files open as it may, and the memory of a new batch comes over as one:"
+                    " close some, or raise the limit (ulimit -n)"
+                ) from None
             raise WorkerDiedError(self._last_words()) from None
 
     def _last_words(self) -> str:
@@ -138,8 +149,16 @@ class Worker:
         self._process.join(KILL_LIMIT_S)  # its socket closes a moment before
         code = self._process.exitcode
         name = f"worker {self.number} of the loader (process {self.pid})"
-        if code is None:
+        if code is None and not _process_state(self.pid):
+            how = "has ended, and its exit code went elsewhere: SIGCHLD is ignored, or something waits for all children"
+        elif code is None:
             how = "closed its connection and still runs"
+        elif code > 0 and self._work.is_starting:
+            how = (
+                f"ended with exit code {code} and a traceback: what the dataset uses must be defined at the top of a"
+                " module that can be imported, and a script that starts workers by spawn or forkserver guarded by"
+                " if __name__ == '__main__'"
+            )
         elif code >= 0:
             how = f"ended by itself with exit code {code}: something in it calls exit"
         else:
@@ -182,6 +201,11 @@ class Worker:
         """Close this process's end of the connection and forget the slots."""
         self._connection.close()
         self.views.clear()
+
+    def kill(self) -> None:
+        """End the process at once, and do not wait for that."""
+        with contextlib.suppress(ValueError):  # it was joined already
+            self._process.kill()
 
     def join(self, deadline: float) -> None:
         """Wait until the process has ended; kill it if it has not by then (``time.monotonic``)."""

@@ -64,6 +64,11 @@ class WorkRecord:
         """Count a batch that was made, or sent."""
         self._fields["batches"] += 1
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether the worker does not run yet, or ended before it did."""
+        return int(self._fields["stage"]) == STARTING
+
     def describe(self) -> str:
         """Return what the worker is at, or was when it died, as a part of a sentence."""
         stage = int(self._fields["stage"])

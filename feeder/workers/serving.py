@@ -10,6 +10,7 @@ If the code disagrees with these lines, the code is wrong.
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, Protocol
 
 from feeder import tensors
+from feeder.errors import ConfigError
 from feeder.layout import Allocate
 from feeder.stages import Counters
 from feeder.workers import record as stages
@@ -174,7 +176,13 @@ class _Maker:
 
     def _send_batch(self, batch: dict[str, Any], generation: int, epoch: int) -> None:
         counts = self._dataset.counters.snapshot()
-        ready = pack_batch(batch, self._slots, generation=generation, epoch=epoch, counts=counts)
+        try:
+            ready = pack_batch(batch, self._slots, generation=generation, epoch=epoch, counts=counts)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"a batch cannot be sent from a worker: {error}; let the functions of map_fields return arrays,"
+                " numbers, text or bytes, or pass workers=0"
+            ) from error
         self._orders.note_sent(ready.size)
         with _waiting_for_the_end():
             send_packed(self._connection, ready, self._assignment.receiver)

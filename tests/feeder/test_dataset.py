@@ -679,6 +679,48 @@ def test_replaced_samples_are_in_the_audit_log(bad_folder, tmp_path):
         assert line["dataset"] == str(bad_folder)
 
 
+def test_looking_at_bad_samples_leaves_no_trace(bad_folder, tmp_path, caplog):
+    """Only what is streamed counts, and stands in the audit log."""
+    log = tmp_path / "audit.jsonl"
+    undisturbed = digests(open_dataset(bad_folder, max_bad_fraction=1.0))
+    caplog.clear()
+    dataset = open_dataset(bad_folder, max_bad_fraction=0.0, audit_log=log)
+    assert "measured over" in str(dataset)
+    for number in range(len(dataset.classes)):
+        assert dataset[number]["valid"]
+    assert not log.exists()
+    assert not caplog.records
+    batches = [dataset.batch(epoch=0, step=step) for step in range(len(dataset))]
+    assert digests(batches) == undisturbed
+    assert log.exists()
+
+
+def test_transforms_set_in_mid_iteration_are_those_of_the_next(image_folder):
+    dataset = open_dataset(image_folder)
+    undisturbed = digests(open_dataset(image_folder))
+    iteration = iter(dataset)
+    batches = [next(iteration)]
+    dataset.set_transform([RandomResizedCrop(8)])
+    assert digests([*batches, *iteration]) == undisturbed
+    assert next(iter(dataset))["image"].shape == (4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"audit_log": 3}, "audit_log is 3; it must be the path of a file"),
+        (
+            {"source": None},
+            "source is None; it must be the path or URL of a dataset or a folder of images",
+        ),
+    ],
+)
+def test_paths_that_are_none(image_folder, arguments, sentence):
+    with pytest.raises(ConfigError) as caught:
+        ImageDataset(**{"source": image_folder, "batch_size": 4, "transform": TRAIN, **arguments})
+    assert str(caught.value) == sentence
+
+
 def test_an_audit_log_that_cannot_be_written_stops_nothing(bad_folder, tmp_path, caplog):
     dataset = open_dataset(bad_folder, max_bad_fraction=1.0, audit_log=tmp_path / "absent" / "log", arrays="numpy")
     assert len(list(dataset)) == len(dataset)
@@ -699,7 +741,7 @@ def test_a_selection_is_what_is_streamed_and_resumed(folder):
     resumed = open_dataset(folder, **chosen)
     resumed.load_state_dict(batches[1]["state"])
     assert [batch["key"] for batch in resumed] == [batch["key"] for batch in batches[2:]]
-    with pytest.raises(StateError, match="the state belongs to another order than the arguments ask for: copies_"):
+    with pytest.raises(StateError, match=r"a selection \(where, .* in the state and another here; give"):
         open_dataset(folder, where="label in [1, 2]").load_state_dict(batches[1]["state"])
 
 

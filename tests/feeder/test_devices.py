@@ -179,7 +179,7 @@ def test_a_gpu_that_is_not_there_is_said_to_be_missing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loader = Loader(Numbers(as_tensors=True), device="cuda")
     with pytest.raises(ConfigError, match=r"device is 'cuda', but torch \S+ sees no GPU; leave device out"):
-        iter(loader)
+        next(iter(loader))
 
 
 class Travel:

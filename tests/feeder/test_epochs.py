@@ -213,6 +213,19 @@ def test_ranks_that_share_a_dataset_count_apart(method):
     assert counter.epoch == 3
 
 
+def test_processes_that_have_ended_make_no_living_one_forget_its_epochs(monkeypatch):
+    """Each worker of a loader is a process of its own, and a long run may start thousands."""
+    counter = EpochCounter()
+    living, ended = os.getppid(), 2**22 + 1  # above all ids that Linux gives
+    monkeypatch.setattr(os, "getpid", lambda: living)
+    assert [counter.begin(0, 0) for _ in range(2)] == [(0, 0), (1, 0)]
+    for pid in range(ended, ended + 3000):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        assert counter.begin(0, 0) == (0, 0)
+    monkeypatch.setattr(os, "getpid", lambda: living)
+    assert counter.begin(0, 0) == (2, 0)
+
+
 def test_nothing_stays_open():
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):

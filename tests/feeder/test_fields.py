@@ -136,6 +136,31 @@ def test_functions_map_values_and_results_are_stacked(shards):
         assert batch["caption"][:, 1].tolist() == [int(key[1:]) for key in batch["key"]]
 
 
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [
+        (lambda text: ([1, 2], [3]), None),
+        (lambda text: torch.ones(2, dtype=torch.bfloat16), None),
+        (lambda text: np.ones(2, np.longdouble), None),
+        (lambda text: {1}, None),
+        (lambda text: torch.ones(2, requires_grad=True), torch.float32),
+        (lambda text: np.ones(2, ">f4"), torch.float32),
+        (lambda text: 1.5, torch.float64),
+    ],
+)
+def test_results_that_no_array_holds_remain_a_list(shards, function, dtype):
+    batch = next(iter(open_shards(shards, map_fields={"caption": function}, arrays="torch")))
+    assert getattr(batch["caption"], "dtype", None) == dtype
+    assert len(batch["caption"]) == 4
+
+
+def test_fields_and_views_may_begin_with_an_underscore(shards):
+    batch = next(iter(open_shards(shards, transform=Views({"_a": ([RandomResizedCrop(8)], 1)}), fields=["mask"])))
+    assert batch["_a"].shape == (4, 8, 8, 3)
+    assert batch["_a.mask"].shape == (4, 8, 8)
+    assert not {"_images", "_params"} & batch.keys()
+
+
 def test_padded_rows_are_zeros_or_none(shards):
     dataset = open_shards(
         shards, batch_size=7, shuffle=False, fields=["caption", "mask"], map_fields={"json": lambda value: value["n"]}
@@ -186,6 +211,26 @@ def test_the_number_of_samples_is_known(shards, world_size, shuffle):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"fields": 3}, "fields is 3; give a list of names, such as ['3']"),
+        (
+            {"map_fields": ["caption"]},
+            "map_fields is ['caption']; give functions by field, as in {{'caption': tokenize}}",
+        ),
+        (
+            {"fields": ["caption"], "transform": Views({"caption": ([RandomResizedCrop(8)], 1)})},
+            (
+                "fields names 'caption', and batches have another entry of that name; give views another name, or"
+                " 'feeder annotate' the dataset with the field's values under another"
+            ),
+        ),
+        (
+            {"fields": ["mask"], "transform": [np.copy]},
+            (
+                "fields names 'mask', an image, which gets the crop that the engine cuts for 'image', and there it cuts"
+                " none: begin the transforms with one that it executes, such as feeder.RandomResizedCrop(224), or leave"
+                " the field out"
+            ),
+        ),
         ({"fields": "caption"}, "fields is 'caption'; give a list of names, such as ['caption']"),
         ({"fields": ["label"]}, "fields names 'label', which is in every batch anyway; leave it out"),
         ({"fields": ["text"]}, "{url} has no field 'text'; it has bin, caption, json, mask"),

@@ -3,19 +3,21 @@
 import gc
 import itertools
 import logging
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from feeder import ImageDataset, Loader, RandomHorizontalFlip, RandomResizedCrop, Shuffle
+from feeder import ColorJitter, ImageDataset, Loader, RandomHorizontalFlip, RandomResizedCrop, Shuffle
 from feeder.errors import ConfigError, StateError
-from tests.feeder.workers.streams import Numbers
+from tests.feeder.workers.streams import At, Numbers, never_return
 from tests.images import write_image_folder
 
 WORKERS = [0, 1, 3]
@@ -226,6 +228,45 @@ def test_every_way_to_start_a_worker_gives_the_same(folder, method):
         assert content(loader) == content(images_of(folder))
 
 
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("options", [{}, {"device": "cpu", "pixels_on_device": True}])
+def test_transforms_that_are_set_during_an_iteration_wait_for_the_next(folder, workers, options):
+    colours = [RandomResizedCrop(96), ColorJitter(0.4)]
+    with Loader(images_of(folder, transform=colours), workers=0, **options) as undisturbed:
+        expected = content(undisturbed)
+    for later in ([RandomResizedCrop(64)], [RandomResizedCrop(64), lambda image: image]):
+        dataset = images_of(folder, transform=colours)
+        with Loader(dataset, workers=workers, start_method="fork", **options) as loader:
+            found = []
+            for batch in loader:
+                if not found:
+                    loader.set_transform(later)
+                found.append(batch)
+            assert content(found) == expected
+            assert {batch["image"].shape for batch in loader} == {(4, 3, 64, 64)}
+
+
+@pytest.mark.parametrize("make", [iter, lambda dataset: iter(Loader(dataset, workers=0))])
+def test_an_iteration_does_not_go_on_in_a_fork(folder, make):
+    """The threads that fill its batches are not there."""
+    batches = make(images_of(folder))
+    next(batches)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            list(batches)
+        except ConfigError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        assert file.read() == "this iteration began before the process was forked; begin another one here"
+    os.waitpid(child, 0)
+    assert len(list(batches)) == 12
+
+
 def test_numpy_batches_come_without_torch(folder):
     with Loader(images_of(folder, arrays="numpy")) as loader:
         image = next(iter(loader))["image"]
@@ -387,6 +428,24 @@ def test_the_account_of_an_epoch_is_logged_and_kept(workers, caplog):
         assert str(loader).startswith("all epochs: 10 batches in ")
 
 
+@pytest.mark.parametrize("workers", WORKERS)
+def test_the_account_holds_what_a_loop_did_before_it_was_left_and_what_was_waited_for_in_vain(workers):
+    with Loader(Numbers(), workers=workers) as loader:
+        for _ in loader:
+            time.sleep(0.05)
+            break
+        assert loader.stats.compute_s >= 0.05
+    with Loader(Numbers(fault=At(0, 2, _fail_slowly)), workers=workers, start_method="fork") as loader:
+        with pytest.raises(ValueError, match="too late"):
+            list(loader)
+        assert loader.stats.stall_s >= 0.05
+
+
+def _fail_slowly():
+    time.sleep(0.05)
+    raise ValueError("too late")
+
+
 # ends
 
 
@@ -417,6 +476,15 @@ def test_an_iteration_over_a_closed_loader_says_so():
     loader.close()
     with pytest.raises(ConfigError, match="was ended by a later one, by load_state_dict or by close"):
         next(batches)
+
+
+def test_a_thread_that_waits_for_a_batch_hears_that_another_has_closed_the_loader():
+    loader = Loader(Numbers(fault=At(0, 4, never_return)))
+    batches = iter(loader)
+    next(batches)
+    threading.Timer(0.2, loader.close).start()
+    with pytest.raises(ConfigError, match="was ended by a later one, by load_state_dict or by close"):
+        list(batches)
 
 
 def test_a_loader_that_is_let_go_ends_its_processes_though_batches_are_kept():
@@ -477,7 +545,7 @@ SCRIPT = """
 import sys
 sys.modules["torch"] = None  # importing it takes seconds
 from feeder import Loader
-from tests.feeder.workers.streams import Numbers
+from tests.feeder.workers.streams import At, Numbers, never_return
 def main():
     loader = Loader(Numbers(steps=50), workers=2)
     for step, batch in enumerate(loader):
@@ -602,3 +670,13 @@ def test_a_dataset_that_cannot_be_pickled_is_refused_where_it_must_be():
     assert str(caught.value).startswith("the dataset cannot be sent to a worker process: ")
     assert str(caught.value).endswith("; define what it uses at the top of a module, or pass start_method='fork'")
     assert loader.epoch == 0
+
+
+def test_a_process_that_may_start_no_others_is_told_so(monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(ConfigError) as caught:
+        next(iter(Loader(Numbers())))
+    assert str(caught.value) == (
+        "this process is a daemon of multiprocessing, which may start no others: pass workers=0, or start it with"
+        " daemon=False"
+    )

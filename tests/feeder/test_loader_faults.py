@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -112,6 +113,61 @@ def test_a_worker_that_ends_by_itself_is_named_with_its_exit_code():
     assert ") ended by itself with exit code 7: something in it calls exit; it was making a batch" in str(error)
 
 
+def test_a_worker_that_ends_while_it_starts_is_most_likely_one_that_cannot_import():
+    """Spawn imports the main script, and what the dataset uses from there."""
+    loader = Loader(Numbers(fault=_Unimportable()), start_method="spawn")
+    _, error = until_failure(loader, WorkerDiedError)
+    assert (
+        ") ended with exit code 1 and a traceback: what the dataset uses must be defined at the top of a module that"
+        " can be imported, and a script that starts workers by spawn or forkserver guarded by if __name__ =="
+        " '__main__'; it was starting and importing"
+    ) in str(error)
+
+
+class _Unimportable:
+    def __reduce__(self):
+        return _raise_import_error, ()
+
+
+def _raise_import_error():
+    raise ImportError("not here")
+
+
+def test_a_worker_whose_end_somebody_else_has_waited_for_has_ended_all_the_same():
+    loader = failing(never_return)
+    batches = iter(loader)
+    next(batches)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        os.kill(pid_of(loader), signal.SIGKILL)
+        with pytest.raises(WorkerDiedError) as caught:
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert (
+        ") has ended, and its exit code went elsewhere: SIGCHLD is ignored, or something waits for all children; it was"
+        in str(caught.value)
+    )
+
+
+def test_a_process_that_may_open_no_more_files_is_told_so():
+    with Loader(Numbers(steps=40)) as loader:
+        batches = iter(loader)
+        kept = [next(batches)]
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.close(lowest_unused := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_unused, limits[1]))
+        try:
+            with pytest.raises(ConfigError) as caught:
+                kept.extend(batches)  # which makes the worker send new memory
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert str(caught.value) == (
+        "this process has as many files open as it may, and the memory of a new batch comes over as one: close some, or"
+        " raise the limit (ulimit -n)"
+    )
+
+
 def test_a_worker_that_is_killed_from_outside_while_it_is_waited_for_is_noticed():
     loader = failing(never_return)
     batches = iter(loader)
@@ -172,6 +228,20 @@ def test_exceptions_that_cannot_be_pickled_keep_type_and_sentence():
     assert str(error) == "salt and pepper"
     _, error = until_failure(failing(raise_local), ValueError)
     assert (type(error).__name__, str(error)) == ("LocalError", "from within")
+
+
+def test_a_batch_that_cannot_be_sent_is_a_sentence():
+    _, error = until_failure(Loader(_Unsendable(), start_method="fork"), ConfigError)
+    assert str(error) == (
+        "a batch cannot be sent from a worker: cannot pickle 'generator' object; let the functions of map_fields return"
+        " arrays, numbers, text or bytes, or pass workers=0"
+    )
+
+
+class _Unsendable(Numbers):
+    def stream(self, **options):
+        for batch in super().stream(**options):
+            yield {**batch, "tokens": (token for token in ())}
 
 
 def test_an_exit_in_a_worker_does_not_end_this_process():
@@ -301,6 +371,36 @@ def test_after_ctrl_c_while_waiting_the_loader_can_be_used_again():
     command = [sys.executable, "-c", INTERRUPTED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, start_new_session=True)
     assert (done.stdout, done.returncode) == ("[0, 2, 4, 6, 8]\n", 0), done.stderr
+
+
+TWICE = """
+import sys
+sys.modules["torch"] = None
+import os, signal, threading
+from feeder import Loader
+from tests.feeder.workers.streams import Numbers
+batches = iter(Loader(Numbers(), workers=2))
+first = next(batches)
+for pid in (other := [first["process"], next(batches)["process"]]):
+    os.kill(pid, signal.SIGSTOP)
+print(*other, flush=True)
+from feeder.workers import pool
+wait = pool.Worker.join
+def interrupted(worker, deadline):
+    os.kill(os.getpid(), signal.SIGINT)
+    wait(worker, deadline)
+pool.Worker.join = interrupted
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_second_ctrl_c_ends_stopped_workers_and_the_process():
+    command = [sys.executable, "-c", TWICE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, start_new_session=True)
+    assert done.returncode == -signal.SIGINT, done.stderr
+    states = [process._process_state(int(pid)) for pid in done.stdout.split()]
+    assert len(states) == 2
+    assert set(states) <= {"", "Z"}  # that of a process whose parent has ended lasts until init has taken notice
 
 
 # other jobs

@@ -301,7 +301,7 @@ def test_selections_of_datasets_hold_in_a_mixture(opened):
         assert sorted(batch["id"][batch["source"] == 0].tolist()) == list(range(12))
         assert len(set(batch["id"][batch["source"] == 1].tolist())) == 5
     resumed = mix([(ants, 12), (opened("few", seed=1), 5)], labels="union", batch_size=17)
-    with pytest.raises(StateError, match="few: copies_digest .* in the state and None here"):
+    with pytest.raises(StateError, match="few: a selection .* in the state and none here"):
         resumed.load_state_dict(batch["state"])
 
 

@@ -77,6 +77,17 @@ def test_views_count_on_over_groups():
             [Resize((3, 3)), NORMALIZE, Invert()],
             "Invert stands behind Normalize and works on uint8 pixels: put it before",
         ),
+        (
+            [Resize((3, 3)), feeder.Shuffle()],
+            (
+                "Shuffle stands among the transforms, and is none; give operations of feeder, torchvision or"
+                " albumentations, or functions of pixels"
+            ),
+        ),
+        (
+            feeder.presets.imagenet_train,
+            "imagenet_train of feeder.presets was given itself: write imagenet_train(…)",
+        ),
         ([Resize((3, 3)), CenterCrop], "CenterCrop was given as a class: write CenterCrop(…) with its arguments"),
     ],
 )
@@ -158,6 +169,17 @@ def test_a_function_may_take_whole_images_and_give_one_size(image_folder):
         next(iter(open_folder(image_folder, [lambda pixels: pixels])))
 
 
+def test_a_function_of_whole_images_pads_a_batch_without_a_sample(image_folder):
+    def cut(pixels):
+        return pixels[np.arange(30), :30]  # which fails on images that are smaller
+
+    chosen = {"batch_size": 4, "rank": 7, "world_size": 8}
+    last = list(open_folder(image_folder, cut, **chosen))[-1]
+    assert last["image"].shape == (4, 30, 30, 3)
+    assert not last["valid"].any()
+    assert not last["image"].any()
+
+
 def test_a_function_that_fails_is_said_with_its_sample(image_folder):
     with pytest.raises(TransformError) as caught:
         next(iter(open_folder(image_folder, [RandomResizedCrop(16), failing], on_error="replace")))
@@ -195,13 +217,42 @@ def test_the_device_gives_the_pixels_that_the_host_gives(image_folder, mixer, vi
     assert not host[-1]["image"][4:].any()
 
 
-def test_an_operation_of_a_users_own_is_not_left_to_the_device(image_folder):
+@pytest.mark.parametrize("mixer", [feeder.MixUp(num_classes=3), None])
+def test_the_device_gives_what_the_host_gives_where_no_row_is_valid(image_folder, mixer):
+    """The last of 8 ranks has only padding in the last step."""
+    transform = [RandomResizedCrop(16), feeder.ColorJitter(0.5), NORMALIZE, *filter(None, [mixer])]
+    chosen = {"transform": transform, "batch_size": 4, "rank": 7, "world_size": 8, "arrays": "auto"}
+    host = list(open_folder(image_folder, **chosen))[-1]
+    with feeder.Loader(open_folder(image_folder, **chosen), workers=0, device="cpu", pixels_on_device=True) as loader:
+        device = list(loader)[-1]
+    assert not host["valid"].any()
+    for name in ("image", "label"):
+        assert host[name].dtype == device[name].dtype
+        assert host[name].stride() == device[name].stride()
+        assert np.array_equal(host[name], device[name])
+
+
+def test_transforms_set_in_mid_iteration_are_those_of_the_next_on_a_device(image_folder):
+    def loader():
+        dataset = open_folder(image_folder, [RandomResizedCrop(16), feeder.ColorJitter(0.5), NORMALIZE], arrays="auto")
+        return feeder.Loader(dataset, workers=0, device="cpu", pixels_on_device=True)
+
+    undisturbed = [batch["image"] for batch in loader()]
+    changed = loader()
+    iteration = iter(changed)
+    images = [next(iteration)["image"]]
+    changed.set_transform([RandomResizedCrop(8), feeder.RandomInvert(1.0)])
+    images += [batch["image"] for batch in iteration]
+    assert all(np.array_equal(one, other) for one, other in zip(images, undisturbed, strict=True))
+    assert next(iter(changed))["image"].shape[-2:] == (8, 8)
+
+
+@pytest.mark.parametrize("own", [Invert(), feeder.RandomApply([Invert()], p=1.0)])
+def test_an_operation_of_a_users_own_is_not_left_to_the_device(image_folder, own):
     (batch,) = list(
-        open_folder(image_folder, [RandomResizedCrop(16), Invert()], batch_size=36).stream(
-            epoch=0, pixels_on_device=True
-        )
+        open_folder(image_folder, [RandomResizedCrop(16), own], batch_size=36).stream(epoch=0, pixels_on_device=True)
     )
-    (plain,) = list(open_folder(image_folder, [RandomResizedCrop(16), Invert()], batch_size=36))
+    (plain,) = list(open_folder(image_folder, [RandomResizedCrop(16), own], batch_size=36))
     assert "_params" not in batch
     assert np.array_equal(batch["image"], plain["image"])
 

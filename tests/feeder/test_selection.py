@@ -299,7 +299,7 @@ def test_excludes_that_cannot_be(reader: Reader, tmp_path: Path, monkeypatch: py
     assert refused(reader, exclude=[36]) == (
         f"exclude names sample 36, which {url} does not have; ids are from 0 to 35"
     )
-    for wrong in (3, [1.5], np.ones(36, np.bool_), {1, 2}, [[1]]):
+    for wrong in (3, [1.5], np.ones(36, np.bool_), {1, 2}, [[1]], [[1], [2, 3]]):
         assert refused(reader, exclude=wrong).endswith(
             "it must be an expression, ids as integers, keys as texts, or the pathlib.Path of a file with one key a"
             " line"

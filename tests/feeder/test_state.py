@@ -142,7 +142,25 @@ def test_another_order_of_a_mixture_is_refused():
         STATE_OF_MIX.mixture_for(asked, (), NOTHING)
     assert str(caught.value) == (
         "the state belongs to another order than the arguments ask for: length 4000 in the state and 9 here; nets:"
-        " lanes 4 in the state and 2 here; leave them unset to take them from the state"
+        " lanes 4 in the state and 2 here; give what the state was made with"
+    )
+
+
+def test_differences_are_said_in_words_of_the_arguments():
+    asked = ORDER
+    state = dataclasses.replace(STATE, order=dataclasses.replace(asked, sticky=not ORDER.sticky))
+    with pytest.raises(StateError) as caught:
+        state.order_for(dataclasses.replace(asked, window=7), ())
+    assert str(caught.value) == (
+        "the state belongs to another order than the arguments ask for: window all in the state and of 7 samples here;"
+        f" sticky_shards {not ORDER.sticky} in the state and {ORDER.sticky} here; leave them unset to take them from"
+        " the state"
+    )
+    with pytest.raises(StateError) as caught:
+        state.order_for(dataclasses.replace(asked, shuffle=False, lanes=1, window=0), ())
+    assert str(caught.value) == (
+        "the state belongs to another order than the arguments ask for: shuffle True in the state and False here; give"
+        " what the state was made with"
     )
 
 

@@ -208,3 +208,11 @@ def test_a_selection_is_streamed(stream: Stream) -> None:
     assert found["images"] == 10
     assert found["order"]["copies"] is not None
     assert stream("--balance", "label", "--no-shuffle")["images"] == 36
+
+
+def test_a_file_of_keys_that_is_not_there_is_said(refusal: Callable[..., str], tmp_path: Path) -> None:
+    path = str(tmp_path / "keys.txt")
+    assert refusal(*_SMALL, "--exclude", path) == (
+        f"expression {path!r} cannot be read at character 1 (invalid syntax); expected a condition such as label in"
+        " [3, 7] and width >= 256; nor is there a file of that name, whose keys --exclude would leave out"
+    )

@@ -85,7 +85,7 @@ def test_the_results_are_these(pixels: np.ndarray) -> None:
 
 OWN = [212, 191, 48, 96]
 OF_RANDOM = [217, 134, 196, 84]
-OF_NUMPY = [23, 230, 106, 162]
+OF_NUMPY = [98, 211, 128, 216]
 
 
 def test_the_generators_of_the_process_go_on_as_if_nothing_had_been(pixels: np.ndarray) -> None:
@@ -159,6 +159,24 @@ def test_a_type_that_arrays_lack_is_refused(pixels: np.ndarray) -> None:
     with pytest.raises(TransformError) as caught:
         per_sample(half)(pixels, 0)
     assert str(caught.value).endswith(" returned bfloat16, which arrays lack; give back float32")
+    with pytest.raises(TransformError) as caught:
+        per_sample(lambda pixels: torch.zeros(3).to_sparse())(pixels, 0)
+    assert str(caught.value).endswith(" returned sparse_coo, which arrays lack; give back float32")
+    with pytest.raises(TransformError) as caught:
+        per_sample(lambda pixels: np.array(["a"]))(pixels, 0)
+    assert str(caught.value).endswith(
+        " returned an array of <U1, which no batch holds; give back numbers, such as float32"
+    )
+    assert per_sample(lambda pixels: np.ones(2, ">f4"))(pixels, 0).dtype == np.float32
+
+
+def test_a_long_message_is_cut(pixels: np.ndarray) -> None:
+    def fails(pixels: np.ndarray) -> Any:
+        raise ValueError("no\n" * 1000)
+
+    with pytest.raises(TransformError) as caught:
+        per_sample(fails)(pixels, 0)
+    assert str(caught.value).endswith(" raised ValueError: " + "no " * 100 + "…")
 
 
 def test_pil_images_are_not_made_of_floats(pixels: np.ndarray) -> None:
@@ -306,3 +324,13 @@ class TestFields:
         with pytest.raises(ConfigError) as caught:
             apply_field(3, ["a"], [1])  # type: ignore[arg-type]
         assert str(caught.value) == "map_fields got 3; give a function of a value, as in {'caption': tokenize}"
+
+
+def test_the_generators_of_a_sample_draw_different_numbers(pixels: np.ndarray) -> None:
+    torch = peer("torch")
+
+    def draws(pixels: np.ndarray) -> np.ndarray:
+        return np.array([random.random(), np.random.random(), float(torch.rand(1).double())])  # noqa: NPY002
+
+    for key in range(3):
+        assert len(np.unique(per_sample(draws)(pixels, key << 40 | key))) == 3

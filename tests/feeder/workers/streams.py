@@ -67,8 +67,9 @@ class Numbers:
         epoch, position = self._epochs.begin(0, 0)
         return {"epoch": epoch, "position": position}, self.steps - position // self.size
 
-    def deferred(self, batch: dict[str, Any]) -> None:
+    def deferral(self) -> Callable[[dict[str, Any]], None]:
         """Nothing remains to be done to these batches."""
+        return lambda batch: None
 
     def handed_over(self, batch: dict[str, Any]) -> dict[str, Any]:
         return tensors.from_arrays(batch, ("image",)) if self.as_tensors else batch
