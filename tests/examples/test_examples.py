@@ -1,9 +1,11 @@
 """The examples, each on two ranks: two epochs of which every sample is seen once, and a resume in the middle of one."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from tests.images import write_image_folder
 from tests.peers import peer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+LAUNCHER = Path(__file__).with_name("on_ranks.py")
 RANKS, BATCH, STEPS = 2, 8, 5  # 40 samples
 SAVED_AT = 7  # steps: in the second of the two epochs
 
@@ -39,37 +42,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_on_ranks(name: str, arguments: Sequence[str], tmp_path: Path, ranks: int = RANKS) -> str:
-    """Run an example on some ranks, as torchrun would but without its own seconds; return what rank 0 printed."""
+    """Run an example on some ranks; return what rank 0 printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(_path_for(name, tmp_path))}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    environment |= {
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "GROUP_RANK": "0",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, EXAMPLES / f"{name}.py", *arguments],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return outputs[0][0]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    environment |= {"PYTHONPATH": os.pathsep.join(_path_for(name, tmp_path)), "MASTER_PORT": str(port)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        [sys.executable, LAUNCHER, str(ranks), PROGRAMS[name][0], EXAMPLES / f"{name}.py", *arguments],
+        env=environment,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as job:
+        try:
+            output, errors = job.communicate(timeout=180)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 0, errors
+    return output
 
 
 def _path_for(name: str, tmp_path: Path) -> Iterator[str]:
