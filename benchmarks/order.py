@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from feeder.order import Order, OrderSettings
+from feeder.order import Order
+from feeder.order_settings import OrderSettings
 from feeder.shards.dataset.manifest import load_manifest, new_manifest, save_manifest
 from feeder.shards.dataset.shard_table import ShardTable
 from feeder.shards.fields import Field

@@ -28,7 +28,8 @@ def _ours(window: int | str, lanes: int | str) -> Callable[[Layout], Result]:
     """Our order, each rank in an `Order` of its own, as in processes."""
 
     def shuffled(layout: Layout) -> Result:
-        from feeder.order import Order, Shuffle, resolve_settings
+        from feeder.order import Order
+        from feeder.order_settings import Shuffle, resolve_settings
 
         sizes = np.full(layout["shards"], layout["samples"])
         settings = resolve_settings(

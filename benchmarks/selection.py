@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.columns import SAMPLES, SHARDS, watched_memory, write_dataset
-from feeder.order import Order, resolve_settings
+from feeder.order import Order
+from feeder.order_settings import resolve_settings
 from feeder.selection import choose
 from feeder.shards.reading.opening import open_dataset
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from feeder.foreign import per_sample as per_sample
     from feeder.loader import Loader as Loader
     from feeder.mixing import mix as mix
-    from feeder.order import Shuffle as Shuffle
+    from feeder.order_settings import Shuffle as Shuffle
     from feeder.pixels import AutoAugment as AutoAugment
     from feeder.pixels import ColorJitter as ColorJitter
     from feeder.pixels import CutMix as CutMix
@@ -68,7 +68,7 @@ _HOMES = {
     "RandomResizedCrop": "feeder.transforms",
     "RandomSolarize": "feeder.pixels",
     "Resize": "feeder.transforms",
-    "Shuffle": "feeder.order",
+    "Shuffle": "feeder.order_settings",
     "TrivialAugmentWide": "feeder.pixels",
     "Views": "feeder.program",
     "batched": "feeder.foreign",

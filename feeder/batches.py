@@ -4,85 +4,37 @@ import copy
 import functools
 import logging
 import multiprocessing.context
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from feeder import tensors
-from feeder.arguments import as_integer, checked_integer, one_of
+from feeder.arguments import as_integer, checked_integer
 from feeder.audit import AuditLog
+from feeder.delivery import Delivery
 from feeder.engines import PIXEL_CONTRACT, Engine, open_engine
 from feeder.epochs import EpochCounter
 from feeder.errors import ConfigError, StateError
 from feeder.layout import MIXER, Allocate, Source, Step
 from feeder.mixture import MixtureSettings
-from feeder.order import COUNT_LIMIT, OrderSettings, Plan
-from feeder.pipeline import OnError, Pipeline
-from feeder.placement import Placement, Replicate, data_placement, local_world_size, resolve_placement
+from feeder.order import COUNT_LIMIT, Plan
+from feeder.order_settings import OrderSettings
+from feeder.pipeline import Pipeline
+from feeder.placement import Placement, local_world_size
 from feeder.program import OURS, Program
 from feeder.resources import usable_cores
 from feeder.stages import Counters
 from feeder.state import State
 
-Arrays = Literal["auto", "torch", "numpy"]
 Batch = dict[str, Any]
 Settings = TypeVar("Settings", OrderSettings, MixtureSettings)
 
 _MAX_BATCH = 1 << 20  # samples of a rank's batch: more is a slip, and its padding alone would fill the memory
 
 _log = logging.getLogger("feeder")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """How batches are cut, made and handed over: what a dataset's arguments say beside which samples there are.
-
-    Attributes are the arguments of `feeder.ImageDataset` of these names, checked.
-    """
-
-    batch_size: int | None
-    global_batch_size: int | None
-    rank: int | None
-    world_size: int | None
-    replicate: Replicate
-    threads: int | None
-    on_error: OnError
-    max_bad_fraction: float
-    arrays: Arrays
-    audit_log: str | os.PathLike[str] | None
-
-    def __post_init__(self) -> None:
-        sizes = _checked_batch_sizes(self.batch_size, self.global_batch_size)
-        checked = {
-            "batch_size": sizes[0],
-            "global_batch_size": sizes[1],
-            "threads": None if self.threads is None else checked_integer("threads", self.threads, least=1),
-            "audit_log": None if self.audit_log is None else _checked_path("audit_log", self.audit_log),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-        one_of("on_error", self.on_error, ("replace", "mask", "raise"))
-        fraction = self.max_bad_fraction
-        if not isinstance(fraction, float | int | np.floating) or not 0 <= fraction <= 1:
-            raise ConfigError(f"max_bad_fraction is {fraction!r}; it must be a number from 0 to 1")
-        if self.rank is not None or self.world_size is not None:
-            self.placement(self.rank, self.world_size)
-        one_of("arrays", self.arrays, ("auto", "torch", "numpy"))
-        if self.arrays == "torch":
-            tensors.require()
-
-    def placement(self, rank: int | None, world_size: int | None) -> Placement:
-        """Return whose part of the data a rank gets, among how many; None asks the launcher's environment."""
-        return data_placement(resolve_placement(rank, world_size), self.replicate)
-
-    @property
-    def as_tensors(self) -> bool:
-        """Whether users get torch's tensors."""
-        return self.arrays != "numpy" and tensors.AVAILABLE
 
 
 class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
@@ -510,26 +462,6 @@ def _deferred(program: Program | None, batch: Batch) -> "tensors.Deferred | None
     return tensors.deferred(
         views=program.views, params=views, mixing=mixing, label=batch["label"], valid=batch["valid"]
     )
-
-
-def _checked_batch_sizes(batch_size: int | None, global_batch_size: int | None) -> tuple[int | None, int | None]:
-    """Return the two sizes, of which just one is given, at least 1."""
-    if (batch_size is None) == (global_batch_size is None):
-        given = "both" if batch_size is not None else "neither"
-        raise ConfigError(
-            f"{given} of batch_size ({batch_size}, per rank) and global_batch_size ({global_batch_size}, of all ranks)"
-            " is given; give exactly one"
-        )
-    if batch_size is not None:
-        return checked_integer("batch_size", batch_size, least=1), None
-    return None, checked_integer("global_batch_size", global_batch_size, least=1)
-
-
-def _checked_path(name: str, value: Any) -> str:
-    """Return a path as text."""
-    if not isinstance(value, str | os.PathLike):
-        raise ConfigError(f"{name} is {value!r}; it must be the path of a file")
-    return os.fspath(value)
 
 
 def _checked_count(name: str, value: Any) -> int:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from feeder.arguments import as_integer
-from feeder.batches import Arrays, BatchDataset, Delivery
+from feeder.batches import BatchDataset
+from feeder.delivery import Arrays, Delivery
 from feeder.description import describe
 from feeder.errors import ConfigError, StateError
 from feeder.fields import Fields, check_entries, choose_fields
 from feeder.layout import Source, Step
-from feeder.order import Order, OrderSettings, RankBatch, Shuffle, resolve_settings, unset_settings
+from feeder.order import Order, RankBatch
+from feeder.order_settings import OrderSettings, Shuffle, resolve_settings, unset_settings
 from feeder.pipeline import OnError
 from feeder.placement import Replicate
 from feeder.program import Program, compile_program

@@ -8,7 +8,8 @@ import numpy as np
 from feeder.batches import BatchDataset
 from feeder.errors import ConfigError, FeederError
 from feeder.layout import Source, Step
-from feeder.order import OrderSettings, RankBatch
+from feeder.order import RankBatch
+from feeder.order_settings import OrderSettings
 from feeder.program import Program, View
 from feeder.stages import DECODE, FIELDS, READ, Counts
 

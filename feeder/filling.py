@@ -15,7 +15,7 @@ from feeder.errors import ConfigError, TransformError
 from feeder.fields import read_values
 from feeder.foreign import PerSample, apply_field
 from feeder.keyed import derive_key, draw
-from feeder.layout import Batch, Layout, Source, entry_name
+from feeder.layout import Layout, Source, UnfinishedBatch, entry_name
 from feeder.program import Operation, Program, View
 from feeder.shards.reading.rows import Rows
 from feeder.stages import DECODE, FIELDS, READ, Counters
@@ -40,7 +40,13 @@ class Filler:
         self._layout = layout
 
     def fill(
-        self, batch: Batch, rows: slice, source: int, epoch: int, ids: NDArray[np.int64], copies: NDArray[np.int64]
+        self,
+        batch: UnfinishedBatch,
+        rows: slice,
+        source: int,
+        epoch: int,
+        ids: NDArray[np.int64],
+        copies: NDArray[np.int64],
     ) -> dict[int, str]:
         """Fill rows of a batch with samples; return the reasons of those that cannot be decoded, by offset."""
         origin = self._sources[source]
@@ -64,7 +70,7 @@ class Filler:
 
     def _fill_views(
         self,
-        batch: Batch,
+        batch: UnfinishedBatch,
         rows: slice,
         source: Source,
         program: Program,
@@ -103,7 +109,14 @@ class Filler:
         return failures
 
     def _fill_whole(
-        self, batch: Batch, rows: slice, source: Source, epoch: int, view: View, table: Rows, images: list[bytes]
+        self,
+        batch: UnfinishedBatch,
+        rows: slice,
+        source: Source,
+        epoch: int,
+        view: View,
+        table: Rows,
+        images: list[bytes],
     ) -> dict[int, str]:
         """Decode whole images, and let the view's function make of them what it does."""
         failures: dict[int, str] = {}
@@ -125,7 +138,7 @@ class Filler:
 
     def _fill_masks(
         self,
-        batch: Batch,
+        batch: UnfinishedBatch,
         rows: slice,
         source: Source,
         program: Program,
@@ -153,7 +166,7 @@ class Filler:
 
     def _operate(
         self,
-        batch: Batch,
+        batch: UnfinishedBatch,
         rows: slice,
         source: Source,
         epoch: int,
@@ -191,7 +204,7 @@ class Filler:
 
     def _call(
         self,
-        batch: Batch,
+        batch: UnfinishedBatch,
         rows: slice,
         view: View,
         operation: Operation,
@@ -217,7 +230,12 @@ class Filler:
 
     @staticmethod
     def _fill_values(
-        batch: Batch, rows: slice, source: Source, epoch: int, ids: NDArray[np.int64], copies: NDArray[np.int64]
+        batch: UnfinishedBatch,
+        rows: slice,
+        source: Source,
+        epoch: int,
+        ids: NDArray[np.int64],
+        copies: NDArray[np.int64],
     ) -> None:
         """Read the values of fields, and pass them through the user's functions."""
         for name, kind in source.fields.types.items():

@@ -77,7 +77,7 @@ class BadSample:
 
 
 @dataclass(slots=True)
-class Batch:
+class UnfinishedBatch:
     """A batch while it is filled in; rows belong to the chunk that fills them."""
 
     step: Step
@@ -120,11 +120,11 @@ class Layout:
             for program in programs
         )
 
-    def lay_out(self, step: Step) -> Batch:
+    def lay_out(self, step: Step) -> UnfinishedBatch:
         """Return the empty batch of a step; rows that are padded are zeros."""
         size, model, views = len(step.samples.ids), self._sources[0], self._views
         count = int(np.count_nonzero(step.samples.valid))
-        batch = Batch(
+        batch = UnfinishedBatch(
             step=step,
             images={view.name: self._empty_images(size, view) for view in views if view.function is None},
             results={view.name: [None] * size for view in views if view.function is not None},
@@ -158,7 +158,7 @@ class Layout:
             raise ConfigError(f"there is no memory for a batch of images {shape}; lower the batch size") from None
 
     @staticmethod
-    def mask_row(batch: Batch, row: int) -> None:
+    def mask_row(batch: UnfinishedBatch, row: int) -> None:
         """Make a row one that is not valid."""
         for array in (*batch.images.values(), *batch.masks.values()):
             array[row] = 0
@@ -167,7 +167,7 @@ class Layout:
         batch.label[row] = PADDING_LABEL
         batch.valid[row] = False
 
-    def finish(self, batch: Batch) -> dict[str, Any]:
+    def finish(self, batch: UnfinishedBatch) -> dict[str, Any]:
         """Return a whole batch as users see it; the axis of views is dropped where there is one view.
 
         Entries that begin with an underscore are for who hands the batch on: ``_images`` names the entries whose last
@@ -209,7 +209,7 @@ class Layout:
             entries["_params"] = params
         return entries
 
-    def _mixing(self, batch: Batch, view: View) -> Params:
+    def _mixing(self, batch: UnfinishedBatch, view: View) -> Params:
         """Return what is drawn for mixing: by the sample that stands first, so that a batch is a pure function."""
         samples = batch.step.samples
         seed, first = self._sources[int(samples.sources[0])].seed, max(0, int(samples.ids[0]))
@@ -256,7 +256,7 @@ def entry_name(views: tuple[View, ...], view: View, name: str) -> str:
     return name if len(views) == 1 and view.name == "image" else f"{view.name}.{name}"
 
 
-def _gathered(batch: Batch) -> dict[str, dict[int, Params]]:
+def _gathered(batch: UnfinishedBatch) -> dict[str, dict[int, Params]]:
     """Return what was drawn, by view group and number of the operation, as arrays over all rows."""
     gathered: dict[str, dict[int, Params]] = {}
     for view, number, rows, params in batch.params:

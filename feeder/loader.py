@@ -107,6 +107,10 @@ class Loader:
         pixels_on_device: bool | Literal["auto"] = "auto",
         start_method: str | None = None,
     ) -> None:
+        if not hasattr(dataset, "begin_epoch"):
+            raise ConfigError(
+                f"Loader got {type(dataset).__name__}; give a feeder.ImageDataset, or what feeder.mix returns"
+            )
         self._dataset = dataset
         self._device = None if device is None else str(device)
         self._options = PoolOptions(

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from feeder.arguments import checked_integer, one_of
-from feeder.batches import Batch, BatchDataset, Delivery
+from feeder.batches import Batch, BatchDataset
 from feeder.dataset import DEFAULT_SEED, ImageDataset, checked_seed
+from feeder.delivery import Delivery
 from feeder.description import describe
 from feeder.errors import ConfigError
 from feeder.layout import Source

@@ -30,7 +30,8 @@ import numpy as np
 from feeder.arguments import as_integer
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, permute
-from feeder.order import COUNT_LIMIT, Int64Array, Order, OrderSettings, RankBatch
+from feeder.order import COUNT_LIMIT, Int64Array, Order, RankBatch
+from feeder.order_settings import OrderSettings
 
 ALGORITHM = 1  # changes when the same settings would give another mixture; part of every state
 

@@ -33,7 +33,7 @@ from feeder.engines import Engine
 from feeder.errors import ConfigError, SampleError, StalledError, TooManyBadSamplesError
 from feeder.filling import Filler
 from feeder.keyed import derive_key, draw
-from feeder.layout import Allocate, BadSample, Batch, Layout, Source, Step
+from feeder.layout import Allocate, BadSample, Layout, Source, Step, UnfinishedBatch
 from feeder.order import Plan
 from feeder.stages import Counters
 from feeder.threads import Threads
@@ -142,7 +142,7 @@ class Pipeline:
         chunks = [self._submit(batch, slice(start, min(count, start + length))) for start in range(0, count, length)]
         return _Pending(batch, chunks)
 
-    def _submit(self, batch: Batch, rows: slice) -> Future[None]:
+    def _submit(self, batch: UnfinishedBatch, rows: slice) -> Future[None]:
         """Hand rows of a batch to the pool."""
         try:
             return self._pool.submit(self._fill, batch, rows)
@@ -166,7 +166,7 @@ class Pipeline:
             pending.cancel()
             raise
 
-    def _fill(self, batch: Batch, rows: slice) -> None:
+    def _fill(self, batch: UnfinishedBatch, rows: slice) -> None:
         """Read and decode some rows of a batch; runs in a thread."""
         for run, source, epoch in batch.step.runs(rows):
             ids, copies = batch.ids[run], batch.step.samples.copies[run]
@@ -174,7 +174,7 @@ class Pipeline:
             for offset, reason in sorted(failures.items()):
                 self._handle_bad(batch, run.start + offset, source, epoch, reason)
 
-    def _handle_bad(self, batch: Batch, row: int, source: int, epoch: int, reason: str) -> None:
+    def _handle_bad(self, batch: UnfinishedBatch, row: int, source: int, epoch: int, reason: str) -> None:
         """Apply the policy to a bad sample."""
         sample, key = int(batch.ids[row]), batch.keys[row]
         name = f"sample {sample} ({key!r})"
@@ -199,7 +199,7 @@ class Pipeline:
             " run 'feeder verify DATASET --level deep'"
         )
 
-    def _note(self, batch: Batch) -> str:
+    def _note(self, batch: UnfinishedBatch) -> str:
         """Log a batch's bad samples; return what is said of the last."""
         step, sentence = batch.step, ""
         for bad in sorted(batch.bad, key=lambda bad: (bad.source, bad.id, bad.row)):
@@ -214,7 +214,7 @@ class Pipeline:
                 _log.warning("epoch %d, position %d: %s", step.epoch, step.position, sentence)
         return sentence
 
-    def _judge(self, batch: Batch, sentence: str) -> None:
+    def _judge(self, batch: UnfinishedBatch, sentence: str) -> None:
         """Raise when there are too many bad samples; ``sentence`` is about the last."""
         self._bad_at.extend([self._seen] * len(batch.bad))
         self._seen += len(batch.ids)
@@ -232,7 +232,7 @@ class Pipeline:
 class _Pending:
     """A batch under way, and the tasks that fill it."""
 
-    batch: Batch
+    batch: UnfinishedBatch
     chunks: list[Future[None]]
 
     def cancel(self) -> None:

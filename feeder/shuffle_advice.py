@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from feeder.arguments import checked_integer
 from feeder.errors import ConfigError
 from feeder.lanes import Job, moved_bytes, node_bytes, node_shares, touched
-from feeder.order import DEFAULT_WINDOW_SHARDS, MIN_SEGMENTS_A_LANE, Shuffle
+from feeder.order_settings import DEFAULT_WINDOW_SHARDS, MIN_SEGMENTS_A_LANE, Shuffle
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.reading.opening import open_dataset
 from feeder.shuffle_prediction import SEGMENTS_AHEAD, Concordance, ShuffleModel, full_shuffle, predict

@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from feeder import mixture, order
+from feeder import mixture, order_settings
 from feeder.errors import StateError
 from feeder.mixture import MixtureSettings, SourceSettings
-from feeder.order import COUNT_LIMIT, OrderSettings
+from feeder.order import COUNT_LIMIT
+from feeder.order_settings import OrderSettings
 
 STATE_VERSION = 1
 
@@ -122,7 +123,7 @@ class State:
 
 def _order_settings(settings: Mapping[str, Any], where: str) -> OrderSettings:
     """Read the settings of an order."""
-    _check_algorithm(settings, where, order.ALGORITHM, "the order")
+    _check_algorithm(settings, where, order_settings.ALGORITHM, "the order")
     return OrderSettings(
         seed=_value(settings, "seed", int, where),
         shuffle=_value(settings, "shuffle", bool, where),

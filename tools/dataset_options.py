@@ -10,7 +10,7 @@ from feeder.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from feeder.dataset import ImageDataset
-    from feeder.order import Shuffle
+    from feeder.order_settings import Shuffle
 
 _PASSED_ON = (
     *("seed", "rank", "world_size", "replicate", "threads", "global_batch_size", "audit_log"),
@@ -121,7 +121,7 @@ def count(text: str) -> int:
 
 def asked_shuffle(args: argparse.Namespace) -> "bool | Shuffle":
     """Return what ``shuffle=`` is to be."""
-    from feeder.order import Shuffle
+    from feeder.order_settings import Shuffle
 
     given = {"window_shards": args.window_shards, "lanes": args.lanes, "sticky_shards": args.sticky}
     given = {name: value for name, value in given.items() if value is not None}

@@ -19,7 +19,7 @@ from feeder import presets
 from feeder.dataset import ImageDataset
 from feeder.errors import ConfigError
 from feeder.loader import Loader
-from feeder.order import Shuffle
+from feeder.order_settings import Shuffle
 from feeder.resources import usable_cores
 from feeder.shards.storage import staged_file
 from feeder.tools import console

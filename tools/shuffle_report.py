@@ -24,7 +24,7 @@ from feeder.tools import console
 from feeder.tools.dataset_options import DEFAULT_BATCH, add_shuffle_options, asked_shuffle, check_output
 
 if TYPE_CHECKING:
-    from feeder.order import OrderSettings
+    from feeder.order_settings import OrderSettings
     from feeder.shuffle_counts import Balance
     from feeder.shuffle_quality import BatchQuality, ShuffleQuality
     from feeder.tools.plotting import Chart
@@ -91,7 +91,8 @@ def report_shuffle(sources: list[str], args: argparse.Namespace) -> int:
 
 
 def _report(reader: Reader, args: argparse.Namespace) -> None:
-    from feeder.order import Order, resolve_settings
+    from feeder.order import Order
+    from feeder.order_settings import resolve_settings
     from feeder.shuffle_quality import assess
 
     manifest = reader.manifest

@@ -169,7 +169,7 @@ def _family(value: Any, family_of_functions: Family) -> Family:
     """Return what a value is an operation of."""
     if isinstance(value, type):
         raise ConfigError(f"{value.__name__} was given as a class: write {value.__name__}(…) with its arguments")
-    if inspect.isfunction(value) and value.__module__.startswith("feeder."):
+    if inspect.isfunction(value) and str(value.__module__).startswith("feeder."):  # None where it was made by exec
         raise ConfigError(f"{value.__name__} of {value.__module__} was given itself: write {value.__name__}(…)")
     if isinstance(value, PerSample):
         return "per sample"

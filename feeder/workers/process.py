@@ -172,7 +172,11 @@ class Worker:
         if state == "T":
             hint = "it is stopped: send it SIGCONT, or find out who sent it SIGSTOP"
         else:
-            hint = "check the storage that holds the dataset, and the functions that the transform calls"
+            hint = (
+                "check the storage that holds the dataset, and the functions that the transform calls; where stacks end"
+                " in a library that had threads before workers were forked, such as OpenCV, start_method='forkserver'"
+                " helps"
+            )
             stacks = _stacks(self._dump_now())
         return (
             f"worker {self.number} of the loader (process {self.pid}) made no progress for {STALL_LIMIT_S:.0f} s; it is"

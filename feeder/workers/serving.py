@@ -294,7 +294,7 @@ def _waiting_for_the_end() -> Iterator[None]:
     """Where nobody is there to receive what is sent within: wait for the listening thread to end the process."""
     try:
         yield
-    except OSError:
+    except (BrokenPipeError, ConnectionResetError):
         threading.Event().wait()
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from feeder.copies import Copies, copies_of, encoded_copies, map_copies
 from feeder.errors import ConfigError
-from feeder.order import Order, OrderSettings
+from feeder.order import Order
+from feeder.order_settings import OrderSettings
 
 
 def kept(path: Path, copies: Copies, about: str = "a table") -> Path:

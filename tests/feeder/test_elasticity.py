@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from feeder.copies import copies_of
 from feeder.mixture import Mixture, MixtureSettings, SourceSettings
-from feeder.order import Order, Shuffle, resolve_settings
+from feeder.order import Order
+from feeder.order_settings import Shuffle, resolve_settings
 from feeder.placement import Placement, data_placement
 from feeder.state import State
 

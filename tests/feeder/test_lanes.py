@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from feeder.lanes import Job, moved_bytes, node_bytes, node_shares
-from feeder.order import Order, Shuffle, resolve_settings
+from feeder.order import Order
+from feeder.order_settings import Shuffle, resolve_settings
 
 SIZE = 40  # samples of a shard
 

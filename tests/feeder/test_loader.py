@@ -680,3 +680,9 @@ def test_a_process_that_may_start_no_others_is_told_so(monkeypatch):
         "this process is a daemon of multiprocessing, which may start no others: pass workers=0, or start it with"
         " daemon=False"
     )
+
+
+def test_what_is_no_dataset_of_ours_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        Loader([1, 2, 3])
+    assert str(caught.value) == "Loader got list; give a feeder.ImageDataset, or what feeder.mix returns"

@@ -302,7 +302,9 @@ def test_a_function_that_never_returns_is_an_error_that_shows_it(impatient):
     sentence = str(caught.value)
     assert sentence.startswith(
         f"worker 0 of the loader (process {pid}) made no progress for 0 s; it is making a batch at epoch 0, position 4;"
-        " check the storage that holds the dataset, and the functions that the transform calls; its threads:\n"
+        " check the storage that holds the dataset, and the functions that the transform calls; where stacks"
+        " end in a library that had threads before workers were forked, such as OpenCV, start_method='forkserver'"
+        " helps; its threads:\n"
     )
     assert "in never_return" in sentence
     assert is_gone(pid)

@@ -16,7 +16,8 @@ from feeder.copies import copies_of
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, permute
 from feeder.mixture import MAX_TOTAL_WEIGHT, Mixture, MixtureSettings, SourceSettings, _share, integer_weights
-from feeder.order import Order, OrderSettings
+from feeder.order import Order
+from feeder.order_settings import OrderSettings
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "mixtures.json"
 

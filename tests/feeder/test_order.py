@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from feeder.copies import copies_of
 from feeder.errors import ConfigError
 from feeder.keyed import derive_key, draw, permute
-from feeder.order import Order, OrderSettings, Shuffle, _stable_argsort, resolve_settings
+from feeder.order import Order, _stable_argsort
+from feeder.order_settings import OrderSettings, Shuffle, resolve_settings
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "orders.json"
 

@@ -9,7 +9,8 @@ from feeder import pipeline
 from feeder.errors import StalledError, TooManyBadSamplesError
 from feeder.fields import Fields
 from feeder.layout import Source, Step
-from feeder.order import Order, OrderSettings, RankBatch
+from feeder.order import Order, RankBatch
+from feeder.order_settings import OrderSettings
 from feeder.pipeline import Pipeline
 from feeder.program import compile_program
 from feeder.shards.reading.rows import Rows

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from feeder import selection
 from feeder.copies import Copies
 from feeder.errors import ConfigError
-from feeder.order import Order, OrderSettings
+from feeder.order import Order
+from feeder.order_settings import OrderSettings
 from feeder.selection import choose
 from feeder.shards.adoption.adopting import adopt
 from feeder.shards.building.writing import BuildOptions, build

@@ -9,7 +9,8 @@ import pytest
 
 import feeder
 from feeder.errors import ConfigError
-from feeder.order import Order, Shuffle, resolve_settings
+from feeder.order import Order
+from feeder.order_settings import Shuffle, resolve_settings
 from feeder.shards.building.writing import BuildOptions, build
 from feeder.shards.dataset.manifest import load_manifest
 from feeder.shuffle_advice import suggest_shuffle

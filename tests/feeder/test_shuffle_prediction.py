@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from feeder.order import Order, OrderSettings
+from feeder.order import Order
+from feeder.order_settings import OrderSettings
 from feeder.shuffle_prediction import (
     Concordance,
     ShuffleModel,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from feeder.errors import ConfigError
-from feeder.order import Order, OrderSettings, Shuffle, resolve_settings
+from feeder.order import Order
+from feeder.order_settings import OrderSettings, Shuffle, resolve_settings
 from feeder.shuffle_counts import BatchCounter, Classes, Sums
 from feeder.shuffle_prediction import ShuffleModel
 from feeder.shuffle_quality import WINDOWS, assess, buffered_segments

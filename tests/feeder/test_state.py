@@ -7,7 +7,7 @@ import pytest
 
 from feeder.errors import StateError
 from feeder.mixture import MixtureSettings, SourceSettings
-from feeder.order import OrderSettings
+from feeder.order_settings import OrderSettings
 from feeder.state import State
 
 ORDER = OrderSettings(seed=7, shuffle=True, lanes=4, window=None, sticky=True)
