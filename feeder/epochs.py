@@ -16,7 +16,7 @@ import multiprocessing.context
 import multiprocessing.reduction
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,9 @@ class EpochCounter:
         self._memory: Any = np.frombuffer(self._mapping, _LAYOUT, 1)[0]
         self._turns, self._turns_of = 0, os.getpid()
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
         if (descriptor := self.__dict__.pop("_descriptor", None)) is not None:
-            os.close(descriptor)
+            close(descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if multiprocessing.context.get_spawning_popen() is None:

@@ -57,8 +57,8 @@ class SharedMemory:
             raise MemoryError(f"mapping {size} bytes of shared memory failed: {os.strerror(ctypes.get_errno())}")
         self.address = int(address)
 
-    def __del__(self) -> None:
-        if self.address and not sys.is_finalizing():  # at the end others may still look; the kernel unmaps it then
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.address and not is_finalizing():  # at the end others may still look; the kernel unmaps it then
             if self.before_unmapping is not None and self._owner == os.getpid():
                 self.before_unmapping()
             _library.munmap(self.address, self.size)

@@ -8,6 +8,7 @@ import multiprocessing.context
 import multiprocessing.reduction
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ class WorkRecord:
         self._memory = SharedMemory(self._descriptor, _PAGE)
         self._fields: Any = self._memory.array()[: _LAYOUT.itemsize].view(_LAYOUT)[0]
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone by then
         if (descriptor := self.__dict__.pop("_descriptor", None)) is not None:
-            os.close(descriptor)
+            close(descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         multiprocessing.context.assert_spawning(self)

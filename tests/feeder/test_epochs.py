@@ -4,10 +4,12 @@ import copy
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 
 import pytest
 
+from feeder import epochs
 from feeder.epochs import EpochCounter
 
 
@@ -231,3 +233,13 @@ def test_nothing_stays_open():
     for _ in range(20):
         EpochCounter()
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_a_counter_may_outlive_the_modules_of_the_interpreter(monkeypatch):
+    """At the end, what a module has imported is None before the last objects are gone."""
+    counter, said = EpochCounter(), []
+    monkeypatch.setattr(sys, "unraisablehook", lambda problem: said.append(problem.exc_value))
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "os", None)
+        del counter
+    assert said == []
