@@ -5,6 +5,7 @@ in each xdist worker, on ports of their own, and stopped by their handle.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,10 @@ from tests.images import write_image_folder
 from tests.servers.launching import ProgramMissingError
 from tests.servers.redis_server import RedisServer, running_redis
 from tests.servers.s3_server import S3Bucket, S3Server, running_s3
+
+# A shell without job control starts background commands with Ctrl-C ignored, which is inherited: not by these tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
 
