@@ -5,12 +5,10 @@ One thread; images of 224 x 224 in memory. Every library draws its own parameter
 
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from PIL import Image
 
 import feeder
 from benchmarks.photographs import photographs
+from benchmarks.torchvision_transforms import torchvision_transforms
 from feeder.keyed import derive_key, draw
 
 TITLE = "CPU-µs an image (median of rounds), 1 thread; ratios to ours on the CPU"
@@ -113,7 +112,7 @@ class _Peers:
 
             torch.set_num_threads(1)
             self.torch = torch
-            self.v2 = _torchvision(torch)
+            self.v2 = torchvision_transforms()
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it asks a server for a newer release
         with suppress(ImportError):
             import albumentations
@@ -179,20 +178,3 @@ _ALBUMENTATIONS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "RandomInvert": lambda a, _: a.InvertImg(p=1.0),
     "RandomErasing": lambda a, arguments: a.Erasing(fill=arguments.get("value", 0), p=1.0),
 }
-
-
-def _torchvision(torch: Any) -> Any:
-    """Return torchvision's transforms; in a folder of its own where its build is not torch's, see tests/peers.py."""
-    folder = Path(sys.prefix, "torchvision")
-    if folder.is_dir() and "torchvision" not in sys.modules:
-        sys.path.append(str(folder))
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
-    from torchvision.transforms import v2
-
-    return v2
-
-
-_KEPT: list[Any] = []  # what is declared lasts as long as the library object

@@ -151,8 +151,11 @@ class BatchDataset(tensors.IterableDataset[Batch], Generic[Settings]):
         global_batch = self.global_batch(placement.world_size)
         settings, plan = self._resolved_plan(global_batch)
         steps, rest = divmod(plan.num_positions, global_batch)
-        parts = [global_batch] * steps + [rest] * (not settings.shuffle)
-        return sum((part + placement.world_size - 1 - placement.rank) // placement.world_size for part in parts)
+
+        def share(samples: int) -> int:
+            return (samples + placement.world_size - 1 - placement.rank) // placement.world_size
+
+        return steps * share(global_batch) + (0 if settings.shuffle else share(rest))
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration this epoch; reaches the persistent workers of a DataLoader, too.

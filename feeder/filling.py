@@ -157,11 +157,8 @@ class Filler:
                         f"sample {table.keys[offset]!r} of {source.reader.url} has no {name!r}, and no pixels stand for"
                         f" none; leave such samples out with where='{name}.width is not None'"
                     )
-            failures: dict[int, str] = {}
-            cut = [view for view in program.views if view.geometry is not None]
-            for view, window in zip(cut, windows, strict=True):
-                entry = entry_name(program.views, view, name)
-                failures |= decode_masks(masks, window, batch.masks[entry][rows])
+            entries = [entry_name(program.views, view, name) for view in program.views if view.geometry is not None]
+            failures = decode_masks(masks, windows, [batch.masks[entry][rows] for entry in entries])
         return {offset: f"has a {name} that {reason}" for offset, reason in failures.items()}
 
     def _operate(

@@ -35,46 +35,54 @@ class PillowEngine:
     ) -> dict[int, str]:
         """Decode n images, each once, and write their windows; see `feeder.engines.Engine.decode`."""
         check_arguments(images, windows, out)
-        failures: dict[int, str] = {}
-        sizes = windows[0].sizes.tolist()
-        for index, data in enumerate(images):
-            try:
-                image = load_image(data, *sizes[index])
-            except BadImageError as error:
-                failures[index] = str(error)
-                for array in out:
-                    array[index] = 0
-                continue
+
+        def cut(image: Image.Image, index: int) -> None:
             for one, array in zip(windows, out, strict=True):
                 _cut(image, one, index, array[index], _FILTERS[one.interpolation], _to_rgb)
-        return failures
+
+        return _decode_each(images, windows[0].sizes, out, cut)
 
 
-def decode_masks(images: Sequence[bytes], windows: Windows, out: NDArray[np.uint8]) -> dict[int, str]:
-    """Decode n masks and write their V windows, each pixel a stored value: a palette's index, or a grey.
+def decode_masks(
+    images: Sequence[bytes], windows: Sequence[Windows], out: Sequence[NDArray[np.uint8]]
+) -> dict[int, str]:
+    """Decode n masks, each once, and write their windows, each pixel a stored value: a palette's index, or a grey.
 
     Masks have the geometry of the image they belong to, and nearest as their filter, whatever that of the image.
 
     Args:
         images: n encoded files, of the sizes that the windows name.
-        windows: what to cut.
-        out: (n, V, H, W) uint8; every element is written.
+        windows: what to cut, one entry for each size of output.
+        out: for each of these (n, V, H, W) uint8; every element is written.
 
     Returns:
         Why masks could not be decoded, as `feeder.engines.Engine.decode` does.
     """
+
+    def cut(image: Image.Image, index: int) -> None:
+        if image.mode not in _MASK_MODES:
+            raise BadImageError(f"has pixels of mode {image.mode}; a mask has one value of 8 bits a pixel")
+        for one, array in zip(windows, out, strict=True):
+            _cut(image, one, index, array[index], Image.Resampling.NEAREST, _to_values)
+
+    return _decode_each(images, windows[0].sizes, out, cut)
+
+
+def _decode_each(
+    images: Sequence[bytes],
+    sizes: NDArray[np.int32],
+    out: Sequence[NDArray[np.uint8]],
+    cut: Callable[[Image.Image, int], None],
+) -> dict[int, str]:
+    """Decode images and hand each to ``cut``; return why some failed, whose rows are zeros."""
     failures: dict[int, str] = {}
-    sizes = windows.sizes.tolist()
-    for index, data in enumerate(images):
+    for index, (data, (width, height)) in enumerate(zip(images, sizes.tolist(), strict=True)):
         try:
-            image = load_image(data, *sizes[index])
-            if image.mode not in _MASK_MODES:
-                raise BadImageError(f"has pixels of mode {image.mode}; a mask has one value of 8 bits a pixel")
+            cut(load_image(data, width, height), index)
         except BadImageError as error:
             failures[index] = str(error)
-            out[index] = 0
-            continue
-        _cut(image, windows, index, out[index], Image.Resampling.NEAREST, _to_values)
+            for array in out:
+                array[index] = 0
     return failures
 
 

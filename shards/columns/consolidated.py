@@ -64,6 +64,12 @@ def consolidated_types(fields: Mapping[str, Field]) -> dict[str, pa.DataType]:
     return types
 
 
+def expression_types(fields: Mapping[str, Field]) -> dict[str, pa.DataType]:
+    """Return the columns that expressions may name, with their types there; ``image.format`` is text."""
+    types = consolidated_types(fields)
+    return {name: pa.string() if kind == pa.uint8() else kind for name, kind in types.items()}
+
+
 class Column:
     """One column of all samples, open. Safe from many threads; the mapped file stays open as long as its arrays live.
 

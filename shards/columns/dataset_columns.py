@@ -10,7 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from feeder.shards.columns.cached_files import write_cached
-from feeder.shards.columns.consolidated import Column, all_indexes, consolidated_types, write_columns
+from feeder.shards.columns.consolidated import Column, all_indexes, consolidated_types, expression_types, write_columns
 from feeder.shards.dataset.loading import load_column
 from feeder.shards.dataset.manifest import COLUMNS_FOLDER, ColumnFile, Manifest
 from feeder.shards.errors import ShardError, StorageError
@@ -49,8 +49,7 @@ class DatasetColumns:
     @property
     def types(self) -> dict[str, pa.DataType]:
         """The columns that there are, by name, with their types; ``image.format`` is text here."""
-        types = consolidated_types(self.manifest.fields)
-        return {name: pa.string() if kind == pa.uint8() else kind for name, kind in types.items()}
+        return expression_types(self.manifest.fields)
 
     def open(self, names: Iterable[str]) -> dict[str, Column]:
         """Return open columns by name.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from feeder.shards.columns.consolidated import Column, consolidated_types
+from feeder.shards.columns.consolidated import Column, expression_types
 from feeder.shards.dataset.manifest import Manifest
 from feeder.shards.images.headers import FORMATS, UNKNOWN_FORMAT
 from feeder.shards.reading.folder import FILES_PER_GROUP, FolderReader
@@ -33,8 +33,7 @@ class FolderColumns:
     @property
     def types(self) -> dict[str, pa.DataType]:
         """The columns that there are, by name, with their types; ``image.format`` is text here."""
-        types = consolidated_types(self.manifest.fields)
-        return {name: pa.string() if kind == pa.uint8() else kind for name, kind in types.items()}
+        return expression_types(self.manifest.fields)
 
     def open(self, names: Iterable[str]) -> dict[str, Column]:
         """Return columns by name.
